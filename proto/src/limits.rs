@@ -1,0 +1,20 @@
+//! Limits of the data model: those of Cloud Bigtable.
+
+/// Longest row key, in bytes; the shortest is 1.
+pub const ROW_KEY_BYTES_MAX: usize = 4 << 10;
+/// Longest column qualifier, in bytes.
+pub const QUALIFIER_BYTES_MAX: usize = 16 << 10;
+/// Largest cell value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 100 << 20;
+/// Most mutations in one row write.
+pub const MUTATIONS_PER_ROW_MAX: usize = 100_000;
+/// Longest family name, in bytes.
+pub const FAMILY_NAME_BYTES_MAX: usize = 64;
+/// Most families in a table.
+pub const FAMILIES_MAX: usize = 100;
+/// Longest table name, in bytes.
+pub const TABLE_NAME_BYTES_MAX: usize = 50;
+/// Most rules in one read-modify-write.
+pub const READ_MODIFY_WRITE_RULES_MAX: usize = 100_000;
+/// Most rows in one batch to one tablet.
+pub const BATCH_ROWS_MAX: usize = 100_000;
