@@ -12,6 +12,7 @@ pub mod mutation;
 pub mod range;
 pub mod schema;
 
+pub use codec::DecodeError;
 pub use error::{ErrorCode, RpcError};
 pub use id::{Epoch, FamilyId, SeqNo, ServerId, TableId, TabletId};
 pub use range::RowRange;

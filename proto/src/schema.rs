@@ -1,1 +1,265 @@
-//! soon
+//! Tables and families, as the master keeps them and everyone else reads them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ErrorCode, RpcError};
+use crate::id::{FamilyId, TableId};
+use crate::{limits, master};
+
+/// Deepest nesting of a garbage-collection rule.
+const GC_DEPTH_MAX: usize = 20;
+
+/// Which cells of a family may go.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum GcRule {
+    /// None.
+    #[default]
+    KeepAll,
+    /// All but the newest n of each column.
+    MaxVersions(u32),
+    /// Those older than this many microseconds.
+    MaxAge(u64),
+    /// Those that any of the rules lets go.
+    Union(Vec<GcRule>),
+    /// Those that every one of the rules lets go.
+    Intersection(Vec<GcRule>),
+}
+
+impl GcRule {
+    /// Whether the column's cell number `version` (0 = newest) with `timestamp` may go at time
+    /// `now` (both microseconds).
+    pub fn lets_go(&self, version: u32, timestamp: i64, now: i64) -> bool {
+        match self {
+            GcRule::KeepAll => false,
+            GcRule::MaxVersions(n) => version >= *n,
+            GcRule::MaxAge(age) => timestamp < now.saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX)),
+            GcRule::Union(rules) => rules.iter().any(|rule| rule.lets_go(version, timestamp, now)),
+            GcRule::Intersection(rules) => {
+                !rules.is_empty() && rules.iter().all(|rule| rule.lets_go(version, timestamp, now))
+            }
+        }
+    }
+
+    fn from_message(message: &master::GcRule, depth: usize) -> Result<GcRule, RpcError> {
+        use master::gc_rule::Rule;
+        if depth > GC_DEPTH_MAX {
+            return Err(invalid("garbage-collection rule is nested too deep"));
+        }
+        let rules = |list: &master::GcRules| {
+            list.rules.iter().map(|rule| GcRule::from_message(rule, depth + 1)).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(match &message.rule {
+            None => GcRule::KeepAll,
+            Some(Rule::MaxVersions(0)) => return Err(invalid("max versions must be at least 1")),
+            Some(Rule::MaxVersions(n)) => GcRule::MaxVersions(*n),
+            Some(Rule::MaxAgeMicros(age)) => GcRule::MaxAge(*age),
+            Some(Rule::Union(list)) => GcRule::Union(rules(list)?),
+            Some(Rule::Intersection(list)) => GcRule::Intersection(rules(list)?),
+        })
+    }
+
+    fn to_message(&self) -> master::GcRule {
+        use master::gc_rule::Rule;
+        let rules = |list: &[GcRule]| master::GcRules { rules: list.iter().map(GcRule::to_message).collect() };
+        let rule = match self {
+            GcRule::KeepAll => None,
+            GcRule::MaxVersions(n) => Some(Rule::MaxVersions(*n)),
+            GcRule::MaxAge(age) => Some(Rule::MaxAgeMicros(*age)),
+            GcRule::Union(list) => Some(Rule::Union(rules(list))),
+            GcRule::Intersection(list) => Some(Rule::Intersection(rules(list))),
+        };
+        master::GcRule { rule }
+    }
+}
+
+/// A column family.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Family {
+    /// Its name in the table.
+    pub name: String,
+    /// Its id, for ever; 0 until the master issued one.
+    pub id: FamilyId,
+    /// Which of its cells may go.
+    pub gc: GcRule,
+    /// The group of families that shares its files.
+    pub locality_group: u32,
+}
+
+/// A table.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TableSchema {
+    /// Its id, for ever; 0 until the master issued one.
+    pub id: TableId,
+    /// Its name.
+    pub name: String,
+    /// Raised by every change.
+    pub version: u64,
+    /// By name.
+    pub families: Vec<Family>,
+}
+
+impl TableSchema {
+    /// The family of this name.
+    pub fn family(&self, name: &str) -> Option<&Family> {
+        self.families.iter().find(|family| family.name == name)
+    }
+
+    /// The family with this id.
+    pub fn family_by_id(&self, id: FamilyId) -> Option<&Family> {
+        self.families.iter().find(|family| family.id == id)
+    }
+
+    /// The locality groups in use, each once, ascending; never empty.
+    pub fn locality_groups(&self) -> Vec<u32> {
+        let mut groups: Vec<u32> = self.families.iter().map(|family| family.locality_group).collect();
+        groups.push(0);
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    }
+
+    /// Checks names and counts against the limits.
+    pub fn validate(&self) -> Result<(), RpcError> {
+        validate_table_name(&self.name)?;
+        if self.families.len() > limits::FAMILIES_MAX {
+            return Err(invalid(format!("{} families; the limit is {}", self.families.len(), limits::FAMILIES_MAX)));
+        }
+        let mut names: Vec<&str> = self.families.iter().map(|family| family.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(invalid(format!("family {} is given twice", twice[0])));
+        }
+        names.into_iter().try_for_each(validate_family_name)
+    }
+}
+
+/// Table names: `[_a-zA-Z0-9][-_.a-zA-Z0-9]*`, at most 50 bytes.
+pub fn validate_table_name(name: &str) -> Result<(), RpcError> {
+    let first = name.bytes().next().is_some_and(|b| b == b'_' || b.is_ascii_alphanumeric());
+    if first && name.len() <= limits::TABLE_NAME_BYTES_MAX && name.bytes().all(is_name_byte) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "bad table name {name:?}: 1 to 50 of letters, digits, '_', '-', '.', not starting with '-' or '.'"
+    )))
+}
+
+/// Family names: `[-_.a-zA-Z0-9]+`, at most 64 bytes.
+pub fn validate_family_name(name: &str) -> Result<(), RpcError> {
+    if !name.is_empty() && name.len() <= limits::FAMILY_NAME_BYTES_MAX && name.bytes().all(is_name_byte) {
+        return Ok(());
+    }
+    Err(invalid(format!("bad family name {name:?}: 1 to 64 of letters, digits, '_', '-', '.'")))
+}
+
+/// Row keys: 1 byte to 4 KiB.
+pub fn validate_row_key(row: &[u8]) -> Result<(), RpcError> {
+    match row.len() {
+        0 => Err(invalid("Row keys must be non-empty")),
+        1..=limits::ROW_KEY_BYTES_MAX => Ok(()),
+        len => Err(invalid(format!("row key of {len} bytes; the limit is {}", limits::ROW_KEY_BYTES_MAX))),
+    }
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')
+}
+
+fn invalid(message: impl Into<String>) -> RpcError {
+    RpcError::new(ErrorCode::InvalidArgument, message)
+}
+
+impl TryFrom<&master::FamilySchema> for Family {
+    type Error = RpcError;
+    fn try_from(message: &master::FamilySchema) -> Result<Family, RpcError> {
+        let gc = message.gc.as_ref().map(|rule| GcRule::from_message(rule, 0)).transpose()?.unwrap_or_default();
+        validate_family_name(&message.name)?;
+        Ok(Family {
+            name: message.name.clone(),
+            id: FamilyId(message.family_id),
+            gc,
+            locality_group: message.locality_group,
+        })
+    }
+}
+
+impl From<&Family> for master::FamilySchema {
+    fn from(family: &Family) -> master::FamilySchema {
+        master::FamilySchema {
+            name: family.name.clone(),
+            family_id: family.id.0,
+            gc: Some(family.gc.to_message()),
+            locality_group: family.locality_group,
+        }
+    }
+}
+
+impl TryFrom<&master::TableSchema> for TableSchema {
+    type Error = RpcError;
+    fn try_from(message: &master::TableSchema) -> Result<TableSchema, RpcError> {
+        let families = message.families.iter().map(Family::try_from).collect::<Result<_, _>>()?;
+        let id = TableId(message.table_id);
+        let schema = TableSchema { id, name: message.name.clone(), version: message.version, families };
+        schema.validate()?;
+        Ok(schema)
+    }
+}
+
+impl From<&TableSchema> for master::TableSchema {
+    fn from(schema: &TableSchema) -> master::TableSchema {
+        master::TableSchema {
+            table_id: schema.id.0,
+            name: schema.name.clone(),
+            version: schema.version,
+            families: schema.families.iter().map(master::FamilySchema::from).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schema() -> TableSchema {
+        let gc = GcRule::Intersection(vec![GcRule::MaxVersions(2), GcRule::Union(vec![GcRule::MaxAge(5)])]);
+        let families = vec![
+            Family { name: "a".into(), id: FamilyId(7), gc, locality_group: 3 },
+            Family { name: "b".into(), id: FamilyId(8), gc: GcRule::KeepAll, locality_group: 0 },
+        ];
+        TableSchema { id: TableId(4), name: "t".into(), version: 9, families }
+    }
+
+    #[test]
+    fn a_schema_survives_the_wire() {
+        assert_eq!(TableSchema::try_from(&master::TableSchema::from(&schema())).unwrap(), schema());
+        assert_eq!(schema().locality_groups(), [0, 3]);
+    }
+
+    #[test]
+    fn refuses_bad_names() {
+        for name in ["", "-x", ".x", "a b", "ä", &"x".repeat(51)] {
+            assert!(validate_table_name(name).is_err(), "{name}");
+        }
+        for name in ["t", "_t", "0-a.b_C", &"x".repeat(50)] {
+            assert!(validate_table_name(name).is_ok(), "{name}");
+        }
+        let mut twice = schema();
+        twice.families[1].name = "a".into();
+        assert_eq!(twice.validate().unwrap_err().message, "family a is given twice");
+        assert!(validate_row_key(b"").is_err());
+        assert!(validate_row_key(&[b'k'; 4097]).is_err());
+        assert!(validate_row_key(&[b'k'; 4096]).is_ok());
+    }
+
+    #[test]
+    fn gc_rules_combine() {
+        let both = GcRule::Intersection(vec![GcRule::MaxVersions(1), GcRule::MaxAge(10)]);
+        assert!(both.lets_go(1, 80, 100));
+        assert!(!both.lets_go(0, 80, 100));
+        assert!(!both.lets_go(1, 95, 100));
+        let either = GcRule::Union(vec![GcRule::MaxVersions(1), GcRule::MaxAge(10)]);
+        assert!(either.lets_go(1, 95, 100) && either.lets_go(0, 80, 100) && !either.lets_go(0, 95, 100));
+        assert!(!GcRule::Intersection(vec![]).lets_go(9, 0, 100));
+        assert!(GcRule::MaxAge(u64::MAX).lets_go(0, 0, 100) == false);
+    }
+}
