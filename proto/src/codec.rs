@@ -14,7 +14,8 @@ pub struct DecodeError {
     pub why: &'static str,
 }
 
-pub(crate) fn put_varint(out: &mut impl BufMut, mut value: u64) {
+/// Appends `value` as a LEB128 varint.
+pub fn put_varint(out: &mut impl BufMut, mut value: u64) {
     while value >= 0x80 {
         out.put_u8(value as u8 | 0x80);
         value >>= 7;
@@ -22,38 +23,44 @@ pub(crate) fn put_varint(out: &mut impl BufMut, mut value: u64) {
     out.put_u8(value as u8);
 }
 
-pub(crate) fn put_bytes(out: &mut impl BufMut, bytes: &[u8]) {
+/// Appends the length as a varint, then the bytes.
+pub fn put_bytes(out: &mut impl BufMut, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.put_slice(bytes);
 }
 
 /// A cursor over shared bytes; what it returns are slices of them, not copies.
 #[derive(Clone, Debug)]
-pub(crate) struct Reader {
+pub struct Reader {
     input: Bytes,
     offset: usize,
     what: &'static str,
 }
 
 impl Reader {
+    /// Reads `input`; errors name it `what`.
     pub fn new(what: &'static str, input: Bytes) -> Reader {
         Reader { input, offset: 0, what }
     }
 
+    /// An error at the cursor.
     pub fn error(&self, why: &'static str) -> DecodeError {
         DecodeError { what: self.what, offset: self.offset, why }
     }
 
+    /// Whether everything was read.
     pub fn is_at_end(&self) -> bool {
         self.offset == self.input.len()
     }
 
+    /// One byte.
     pub fn u8(&mut self) -> Result<u8, DecodeError> {
         let byte = *self.input.get(self.offset).ok_or_else(|| self.error("ends early"))?;
         self.offset += 1;
         Ok(byte)
     }
 
+    /// A LEB128 varint.
     pub fn varint(&mut self) -> Result<u64, DecodeError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
@@ -70,6 +77,7 @@ impl Reader {
         Err(self.error("number beyond 64 bits"))
     }
 
+    /// The next `len` bytes.
     pub fn slice(&mut self, len: usize) -> Result<Bytes, DecodeError> {
         let end = self.offset.checked_add(len).filter(|end| *end <= self.input.len());
         let end = end.ok_or_else(|| self.error("ends early"))?;
@@ -78,6 +86,7 @@ impl Reader {
         Ok(slice)
     }
 
+    /// Bytes behind their length.
     pub fn bytes(&mut self) -> Result<Bytes, DecodeError> {
         let len = self.varint()?;
         let len = usize::try_from(len).map_err(|_| self.error("length beyond memory"))?;
@@ -92,10 +101,17 @@ impl Reader {
         Ok(array)
     }
 
+    /// Four bytes, little endian.
     pub fn u32(&mut self) -> Result<u32, DecodeError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
+    /// Eight bytes, little endian.
+    pub fn u64(&mut self) -> Result<u64, DecodeError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// Eight bytes, little endian.
     pub fn i64(&mut self) -> Result<i64, DecodeError> {
         Ok(i64::from_le_bytes(self.array()?))
     }

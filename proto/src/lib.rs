@@ -3,7 +3,7 @@
 //! No IO. Whatever arrives as bytes is parsed here, once, into a type that cannot be wrong.
 
 pub mod cell_batch;
-mod codec;
+pub mod codec;
 pub mod error;
 pub mod id;
 pub mod key;
