@@ -1,1 +1,35 @@
-//! soon
+//! The storage engine: one tablet's data, from mutation to packed batches of cells.
+//!
+//! | part | holds |
+//! |---|---|
+//! | [`TabletStore`] | the tablet's memtables and files, as one version that is replaced as a whole |
+//! | [`memtable`] | what is not flushed yet, per locality group |
+//! | [`sstable`] | immutable files: format, writer, reader, cursor |
+//! | [`merge`], [`visible`], [`filter`] | many sorted sources as one; what a snapshot shows of it; what the caller wants of that |
+//! | [`scan`] | rows as packed batches |
+//! | [`flush`], [`compaction`] | memtables to files, files to fewer files |
+//! | [`cache`] | blocks of all tablets |
+//!
+//! The engine knows neither leases nor the commit log nor the master: its caller makes a mutation
+//! durable, then [`TabletStore::apply`]s it, then [`TabletStore::publish`]es it.
+
+pub mod cache;
+pub mod compaction;
+mod config;
+mod context;
+mod error;
+pub mod filter;
+pub mod flush;
+pub mod memtable;
+pub mod merge;
+pub mod scan;
+pub mod sstable;
+mod store;
+pub mod visible;
+
+pub use config::{ConfigError, EngineConfig};
+pub use context::EngineContext;
+pub use error::EngineError;
+pub use filter::Filter;
+pub use scan::{ReadView, RowScanner, ScanBatch, ScanRequest, ScanTargets};
+pub use store::{FreezeToken, TabletStore};

@@ -1,0 +1,135 @@
+//! The engine's limits, by name.
+
+use serde::{Deserialize, Serialize};
+
+/// Limits and sizes of the storage engine.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Target size of a data or index block, before compression.
+    pub block_bytes: usize,
+    /// Entries between restart points of a data block.
+    pub block_restart_interval: usize,
+    /// Bloom filter size; 0 for none.
+    pub bloom_bits_per_row: usize,
+    /// Files below this are written with one `put`, the others in parts.
+    pub put_bytes_max: usize,
+    /// Size of those parts.
+    pub multipart_part_bytes: usize,
+    /// Weight of all cached blocks of all tablets.
+    pub block_cache_bytes: u64,
+    /// Most that a sequential reader fetches at once.
+    pub readahead_bytes_max: usize,
+    /// A batch of a scan ends at the first cell beyond this.
+    pub scan_batch_bytes: usize,
+    /// A scan yields (perhaps nothing but how far it got) after looking at this much.
+    pub scan_step_bytes: usize,
+    /// Entries that a flush or compaction handles in one piece of blocking work.
+    pub merge_piece_bytes: usize,
+    /// Frozen sets of memtables that may wait for their flush.
+    pub frozen_sets_max: usize,
+    /// Fewest files that a merging compaction takes.
+    pub compaction_files_min: usize,
+    /// Most files that a merging compaction takes.
+    pub compaction_files_max: usize,
+    /// No file of a merging compaction is larger than this times the sum of the others.
+    pub compaction_ratio: f64,
+    /// With this many files the ratio is ignored, so that reads don't degrade without end.
+    pub compaction_files_stuck: usize,
+    /// Files smaller than this are always within the ratio.
+    pub compaction_ratio_exempt_bytes: u64,
+    /// Merging compactions leave larger inputs to major ones.
+    pub compaction_bytes_max: u64,
+}
+
+impl Default for EngineConfig {
+    fn default() -> EngineConfig {
+        EngineConfig {
+            block_bytes: 16 << 10,
+            block_restart_interval: 16,
+            bloom_bits_per_row: 10,
+            put_bytes_max: 64 << 20,
+            multipart_part_bytes: 8 << 20,
+            block_cache_bytes: 256 << 20,
+            readahead_bytes_max: 1 << 20,
+            scan_batch_bytes: 512 << 10,
+            scan_step_bytes: 4 << 20,
+            merge_piece_bytes: 1 << 20,
+            frozen_sets_max: 8,
+            compaction_files_min: 3,
+            compaction_files_max: 10,
+            compaction_ratio: 1.2,
+            compaction_files_stuck: 16,
+            compaction_ratio_exempt_bytes: 1 << 20,
+            compaction_bytes_max: 2 << 30,
+        }
+    }
+}
+
+/// A limit that makes no sense.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("engine.{field} {why}")]
+pub struct ConfigError {
+    /// Which field.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+impl EngineConfig {
+    /// Checks every limit.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let checks = [
+            ((256..=4 << 20).contains(&self.block_bytes), "block_bytes", "is not within 256 bytes and 4 MiB"),
+            ((1..=1024).contains(&self.block_restart_interval), "block_restart_interval", "is not within 1 and 1024"),
+            (self.bloom_bits_per_row <= 64, "bloom_bits_per_row", "is above 64"),
+            (self.put_bytes_max <= 1 << 30, "put_bytes_max", "is above 1 GiB"),
+            (
+                (5 << 20..=1 << 30).contains(&self.multipart_part_bytes),
+                "multipart_part_bytes",
+                "is not within 5 MiB and 1 GiB",
+            ),
+            (self.readahead_bytes_max <= 64 << 20, "readahead_bytes_max", "is above 64 MiB"),
+            ((1..=32 << 20).contains(&self.scan_batch_bytes), "scan_batch_bytes", "is not within 1 byte and 32 MiB"),
+            (self.scan_step_bytes >= 1, "scan_step_bytes", "is 0"),
+            (self.merge_piece_bytes >= 1, "merge_piece_bytes", "is 0"),
+            (self.frozen_sets_max >= 1, "frozen_sets_max", "is 0"),
+            (self.compaction_files_min >= 2, "compaction_files_min", "is below 2"),
+            (
+                self.compaction_files_max >= self.compaction_files_min,
+                "compaction_files_max",
+                "is below compaction_files_min",
+            ),
+            (self.compaction_ratio.is_finite() && self.compaction_ratio > 0.0, "compaction_ratio", "is not positive"),
+            (
+                self.compaction_files_stuck >= self.compaction_files_min,
+                "compaction_files_stuck",
+                "is below compaction_files_min",
+            ),
+            (self.compaction_bytes_max >= 1, "compaction_bytes_max", "is 0"),
+        ];
+        match checks.into_iter().find(|(holds, _, _)| !holds) {
+            Some((_, field, why)) => Err(ConfigError { field, why }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        EngineConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_bad_limit_is_named() {
+        let config = EngineConfig { compaction_files_max: 2, ..EngineConfig::default() };
+        assert_eq!(
+            config.validate().unwrap_err().to_string(),
+            "engine.compaction_files_max is below compaction_files_min"
+        );
+    }
+}

@@ -1,0 +1,40 @@
+//! What all tablets of a server share: the object store, the block cache, the open files, the limits.
+
+use std::fmt;
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use uruk_base::Env;
+
+use super::cache::BlockCache;
+use super::config::{ConfigError, EngineConfig};
+use super::sstable::FileTable;
+
+/// Shared by all tablets of one server.
+pub struct EngineContext {
+    pub(crate) env: Env,
+    pub(crate) config: EngineConfig,
+    pub(crate) cache: Arc<BlockCache>,
+    pub(crate) files: FileTable,
+}
+
+impl EngineContext {
+    /// Checks the limits and makes the block cache.
+    pub fn new(env: Env, store: Arc<dyn ObjectStore>, config: EngineConfig) -> Result<Arc<EngineContext>, ConfigError> {
+        config.validate()?;
+        let cache = Arc::new(BlockCache::new(config.block_cache_bytes, &env.metrics));
+        let files = FileTable::new(store, cache.clone());
+        Ok(Arc::new(EngineContext { env, config, cache, files }))
+    }
+
+    /// The blocks of all tablets.
+    pub fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+}
+
+impl fmt::Debug for EngineContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EngineContext")
+    }
+}
