@@ -17,8 +17,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 mod real;
+mod sim;
 
 pub use real::RealDisk;
+pub use sim::{DiskFaults, SECTOR_BYTES, SimDisk};
 
 /// How to open a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

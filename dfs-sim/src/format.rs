@@ -236,7 +236,8 @@ mod tests {
             let bit = bit.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             let error = check_frames(KEY, 0, &bytes).expect_err("damaged");
-            prop_assert!(matches!(error, FrameError::BadChecksum { offset } if offset <= bit as u64 / 8));
+            let named = matches!(error, FrameError::BadChecksum { offset } if offset <= bit as u64 / 8);
+            prop_assert!(named, "{}", error);
         }
 
         #[test]
