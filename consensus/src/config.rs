@@ -29,10 +29,14 @@ pub struct Config {
     pub snapshot_deadline: Duration,
     /// A proposal without an outcome after this long is answered as unknown.
     pub propose_deadline: Duration,
+    /// So many proposals are under way at once; more wait.
+    pub proposals_max: usize,
     /// Confirming leadership takes at most this long.
     pub confirm_deadline: Duration,
     /// A snapshot is taken after this many entries.
     pub snapshot_every_entries: u64,
+    /// ... or once the log has grown by this many bytes: all of it is in memory.
+    pub log_bytes_max: usize,
     /// So many entries stay in the log behind a snapshot, for followers that lag a little.
     pub entries_kept: u64,
     /// A log segment is closed once it has this many bytes.
@@ -64,8 +68,10 @@ impl Config {
             rpc_deadline: ms(1000),
             snapshot_deadline: Duration::from_secs(60),
             propose_deadline: Duration::from_secs(10),
+            proposals_max: 4096,
             confirm_deadline: ms(1000),
             snapshot_every_entries: 10_000,
+            log_bytes_max: 64 << 20,
             entries_kept: 1_000,
             segment_bytes_max: 16 << 20,
             command_bytes_max: 16 << 20,
@@ -73,6 +79,12 @@ impl Config {
             snapshot_chunk_bytes: 1 << 20,
             snapshot_bytes_max: 1 << 30,
         }
+    }
+
+    /// The address of `node`, if it is another member than this one.
+    pub(crate) fn other_member(&self, node: Option<u64>) -> Option<String> {
+        let node = node.filter(|node| *node != self.node)?;
+        self.members.get(&node).cloned()
     }
 
     /// Whether this configuration can work.
@@ -103,6 +115,8 @@ impl Config {
         setting("confirm_deadline", !self.confirm_deadline.is_zero(), "is zero".into())?;
         setting("snapshot_every_entries", self.snapshot_every_entries > 0, "is zero".into())?;
         setting("segment_bytes_max", self.segment_bytes_max > 0, "is zero".into())?;
+        setting("log_bytes_max", self.log_bytes_max > 0, "is zero".into())?;
+        setting("proposals_max", self.proposals_max > 0, "is zero".into())?;
         setting("append_entries_max", self.append_entries_max > 0, "is zero".into())?;
         setting("snapshot_chunk_bytes", self.snapshot_chunk_bytes > 0, "is zero".into())?;
         let (command, message) = (self.command_bytes_max, uruk_base::rpc::MESSAGE_BYTES_MAX / 4);

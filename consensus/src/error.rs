@@ -64,6 +64,14 @@ pub enum StartError {
         /// Its group.
         found_group: String,
     },
+    /// The stored group has other members than the configuration.
+    #[error("the group was created with the nodes {stored:?}, the configuration says {configured:?}")]
+    OtherMembers {
+        /// Ids of the stored members.
+        stored: Vec<u64>,
+        /// Ids in the configuration.
+        configured: Vec<u64>,
+    },
     /// The newest snapshot cannot be decoded.
     #[error(transparent)]
     Restore(#[from] crate::RestoreError),
@@ -92,6 +100,14 @@ pub enum ProposeError {
     /// The command may have been applied, may be applied later, or never.
     #[error("outcome unknown: {0}")]
     Unknown(String),
+    /// The encoded command is larger than `command_bytes_max`; it was not applied.
+    #[error("a command of {bytes} bytes is larger than the limit of {bytes_max}")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
     /// This node has stopped; a command that was under way may be applied by the others.
     #[error("the consensus node has shut down")]
     ShutDown,
