@@ -40,20 +40,27 @@ impl Replay {
         {
             return Err(format!("entry {index} follows where {next} should"));
         }
-        let first_kept = self.purged.map_or(0, |purged| purged.index + 1);
-        if index >= first_kept {
-            if self.entries.is_empty() && index != first_kept {
-                return Err(format!("entry {index} is the first, but {first_kept} is missing"));
-            }
+        if index >= self.first_kept() {
             self.entries.push_back(entry);
         }
         self.next = Some(index + 1);
         Ok(())
     }
 
-    /// The entries behind the purged ones.
-    pub(crate) fn finish(self) -> VecDeque<Entry> {
-        self.entries
+    fn first_kept(&self) -> u64 {
+        self.purged.map_or(0, |purged| purged.index + 1)
+    }
+
+    /// The entries behind the purged ones. Only now is it clear what they begin with: the oldest
+    /// segment may begin with entries that a later one cuts.
+    pub(crate) fn finish(self) -> Result<VecDeque<Entry>, String> {
+        let first_kept = self.first_kept();
+        match self.entries.front() {
+            Some(entry) if entry.log_id.index != first_kept => {
+                Err(format!("the log begins with entry {}, but {first_kept} is missing", entry.log_id.index))
+            }
+            _ => Ok(self.entries),
+        }
     }
 }
 
@@ -71,7 +78,7 @@ mod tests {
     fn replay(purged: Option<u64>, frames: Vec<Frame>) -> Result<Vec<(u64, u64)>, String> {
         let mut replay = Replay::new(purged.map(|index| log_id(1, index)));
         frames.into_iter().try_for_each(|frame| replay.apply(frame))?;
-        Ok(replay.finish().iter().map(|e| (e.log_id.leader_id.term, e.log_id.index)).collect())
+        Ok(replay.finish()?.iter().map(|e| (e.log_id.leader_id.term, e.log_id.index)).collect())
     }
 
     #[test]
@@ -84,6 +91,12 @@ mod tests {
     fn purged_entries_are_skipped_even_when_they_were_cut_and_written_again() {
         let log = replay(Some(5), vec![Frame::Cut(2), entries(1, 2..8)]);
         assert_eq!(log, Ok(vec![(1, 6), (1, 7)]));
+    }
+
+    #[test]
+    fn a_log_may_begin_with_entries_that_are_cut_later() {
+        let log = replay(Some(5), vec![entries(1, 9..12), Frame::Cut(3), entries(2, 3..7)]);
+        assert_eq!(log, Ok(vec![(2, 6)]));
     }
 
     #[test]

@@ -91,12 +91,16 @@ impl Segments {
             let scan = scan_segment(&bytes, *sequence);
             segments.take(*sequence, sequences.last() == Some(sequence), bytes.len() as u64, scan, &mut replay).await?;
         }
+        let entries = replay.finish().map_err(|problem| {
+            let path = segments.path(sequences.first().copied().unwrap_or_default());
+            StartError::Corrupt { path, offset: 0, problem }
+        })?;
         // What a killed process had written without syncing was read above as if it were durable.
         if let Some(active) = &segments.active {
             active.file.sync().await.map_err(at(folder))?;
         }
         segments.disk.sync_dir(folder).await.map_err(at(folder))?;
-        Ok((segments, replay.finish()))
+        Ok((segments, entries))
     }
 
     /// Takes over one segment that was found.
@@ -128,6 +132,7 @@ impl Segments {
         } else if scan.good_bytes < SEGMENT_HEADER_BYTES as u64 {
             // Its creation was torn: nothing was ever acknowledged from it.
             self.disk.remove(&path).await.map_err(at)?;
+            self.next_sequence = sequence;
         } else {
             let file = self.disk.open(&path, OpenMode::Write).await.map_err(at)?;
             if scan.good_bytes < len {

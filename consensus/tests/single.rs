@@ -1,0 +1,222 @@
+//! One member alone.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::{Command, Numbers, leads, until};
+use uruk_base::disk::{DirEntry, Disk, DiskFile, DiskLock, OpenMode, RealDisk};
+use uruk_base::{Env, Tasks};
+use uruk_consensus::{Config, Consensus, ProposeError, StartError};
+
+fn config() -> Config {
+    Config::new("numbers", 1, BTreeMap::from([(1, "127.0.0.1:1".to_owned())]))
+}
+
+async fn start(env: &Env, config: Config, folder: &Path) -> Consensus<Numbers> {
+    let member = Consensus::start(env, config, folder, Numbers::default()).await.unwrap();
+    leads(&member).await;
+    member
+}
+
+#[tokio::test]
+async fn state_and_term_survive_restarts() {
+    let (env, folder) = (Env::real(), tempfile::tempdir().unwrap());
+    let mut term = Default::default();
+    for round in 0..3u64 {
+        let member = start(&env, config(), folder.path()).await;
+        assert_eq!(member.read(|n| n.order.clone()), (0..round * 10).collect::<Vec<_>>());
+        let confirmed = member.confirm_leadership().await.unwrap();
+        assert!(confirmed > term, "terms grow");
+        term = confirmed;
+        for number in round * 10..round * 10 + 10 {
+            assert_eq!(member.propose(Command::Add(number)).await, Ok(number as usize + 1));
+        }
+        member.shutdown().await;
+        assert!(matches!(member.propose(Command::Add(0)).await, Err(ProposeError::ShutDown)));
+        assert!(member.confirm_leadership().await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn state_survives_snapshots_and_the_log_stays_short() {
+    let (env, folder) = (Env::real(), tempfile::tempdir().unwrap());
+    let short = || Config { snapshot_every_entries: 20, entries_kept: 5, segment_bytes_max: 300, ..config() };
+    for round in 0..3u64 {
+        let member = start(&env, short(), folder.path()).await;
+        assert_eq!(member.read(|n| n.order.clone()), (0..round * 100).collect::<Vec<_>>());
+        for number in round * 100..round * 100 + 100 {
+            member.propose(Command::Add(number)).await.unwrap();
+        }
+        member.shutdown().await;
+    }
+    let names: Vec<String> = RealDisk.list(folder.path()).await.unwrap().into_iter().map(|e| e.name).collect();
+    assert_eq!(names.iter().filter(|name| name.starts_with("snapshot-")).count(), 1, "{names:?}");
+    assert!(names.len() < 40, "{names:?}");
+}
+
+#[tokio::test]
+async fn a_log_that_grows_in_bytes_is_replaced_by_a_snapshot() {
+    let (env, folder) = (Env::real(), tempfile::tempdir().unwrap());
+    let small = Config { log_bytes_max: 100_000, entries_kept: 1, segment_bytes_max: 50_000, ..config() };
+    let member = start(&env, small, folder.path()).await;
+    for _ in 0..20 {
+        member.propose(Command::Ballast(vec![7; 20_000])).await.unwrap();
+    }
+    let path = folder.path().to_owned();
+    until(&env, "a snapshot is written", || {
+        std::fs::read_dir(&path).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().starts_with("snapshot-"))
+    })
+    .await;
+    member.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_command_that_is_too_large_is_refused() {
+    let (env, folder) = (Env::real(), tempfile::tempdir().unwrap());
+    let member = start(&env, Config { command_bytes_max: 1000, ..config() }, folder.path()).await;
+    let refused = member.propose(Command::Ballast(vec![0; 1000])).await;
+    assert_eq!(refused, Err(ProposeError::TooLarge { bytes: 1003, bytes_max: 1000 }));
+    assert_eq!(member.propose(Command::Add(1)).await, Ok(1));
+    member.shutdown().await;
+}
+
+#[tokio::test]
+async fn another_group_or_other_members_are_refused() {
+    let (env, folder) = (Env::real(), tempfile::tempdir().unwrap());
+    start(&env, config(), folder.path()).await.shutdown().await;
+    let renamed = Config { group: "letters".into(), ..config() };
+    let error = Consensus::start(&env, renamed, folder.path(), Numbers::default()).await.unwrap_err();
+    assert!(matches!(error, StartError::WrongOwner { .. }), "{error}");
+    let grown = Config { members: (1..=3).map(|n| (n, format!("127.0.0.1:{n}"))).collect(), ..config() };
+    let error = Consensus::start(&env, grown, folder.path(), Numbers::default()).await.unwrap_err();
+    assert!(matches!(error, StartError::OtherMembers { .. }), "{error}");
+    // Neither did any harm.
+    start(&env, config(), folder.path()).await.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_command_that_panics_ends_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let env = Env::real();
+    let member = start(&env, config(), folder.path()).await;
+    let outcome = member.propose(Command::Panic).await;
+    assert!(outcome.is_err(), "{outcome:?}");
+    env.clock.timeout(common::PATIENCE, env.tasks.cancelled()).await.expect("the process is told to end");
+    assert!(env.tasks.shutdown().await.is_err());
+}
+
+#[tokio::test]
+async fn many_proposals_share_one_sync() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Arc::new(SyncCounter::default());
+    let env = Env { disk: disk.clone(), ..Env::real() };
+    let member = start(&env, config(), folder.path()).await;
+    let before = disk.syncs.load(Ordering::SeqCst);
+    let proposals = (0..1000).map(|number| member.propose(Command::Add(number)));
+    let replies = futures::future::join_all(proposals).await;
+    assert!(replies.iter().all(Result::is_ok));
+    let syncs = disk.syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs < 100, "{syncs} syncs for 1000 proposals");
+    member.shutdown().await;
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_acknowledged_and_the_process_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Arc::new(SyncCounter::default());
+    let env = Env { disk: disk.clone(), ..Env::real() };
+    let member = start(&env, config(), folder.path()).await;
+    member.propose(Command::Add(1)).await.unwrap();
+    disk.broken.store(true, Ordering::SeqCst);
+    assert!(member.propose(Command::Add(2)).await.is_err());
+    disk.broken.store(false, Ordering::SeqCst);
+    assert!(member.propose(Command::Add(3)).await.is_err());
+    env.clock.timeout(common::PATIENCE, env.tasks.cancelled()).await.expect("the process is told to end");
+    assert!(env.tasks.shutdown().await.is_err());
+    // The next process starts from what is on the disk.
+    let again = Env { tasks: Tasks::new(), ..env };
+    let member = start(&again, config(), folder.path()).await;
+    assert!(member.read(|n| n.seen.contains(&1) && !n.seen.contains(&3)));
+    member.shutdown().await;
+}
+
+/// The real disk, which counts syncs and can fail them.
+#[derive(Debug, Default)]
+struct SyncCounter {
+    syncs: Arc<AtomicU64>,
+    broken: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct CountedFile {
+    inner: Arc<dyn DiskFile>,
+    syncs: Arc<AtomicU64>,
+    broken: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Disk for SyncCounter {
+    async fn create_dir_all(&self, dir: &Path) -> std::io::Result<()> {
+        RealDisk.create_dir_all(dir).await
+    }
+    async fn open(&self, path: &Path, mode: OpenMode) -> std::io::Result<Arc<dyn DiskFile>> {
+        let inner = RealDisk.open(path, mode).await?;
+        Ok(Arc::new(CountedFile { inner, syncs: self.syncs.clone(), broken: self.broken.clone() }))
+    }
+    async fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        RealDisk.rename(from, to).await
+    }
+    async fn remove(&self, path: &Path) -> std::io::Result<()> {
+        RealDisk.remove(path).await
+    }
+    async fn remove_dir_all(&self, dir: &Path) -> std::io::Result<()> {
+        RealDisk.remove_dir_all(dir).await
+    }
+    async fn list(&self, dir: &Path) -> std::io::Result<Vec<DirEntry>> {
+        RealDisk.list(dir).await
+    }
+    async fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
+        RealDisk.sync_dir(dir).await
+    }
+    async fn map(&self, path: &Path) -> std::io::Result<Bytes> {
+        RealDisk.map(path).await
+    }
+    async fn free_bytes(&self, dir: &Path) -> std::io::Result<u64> {
+        RealDisk.free_bytes(dir).await
+    }
+    async fn lock_dir(&self, dir: &Path) -> std::io::Result<Box<dyn DiskLock>> {
+        RealDisk.lock_dir(dir).await
+    }
+    fn boot_id(&self) -> String {
+        RealDisk.boot_id()
+    }
+}
+
+#[async_trait]
+impl DiskFile for CountedFile {
+    async fn len(&self) -> std::io::Result<u64> {
+        self.inner.len().await
+    }
+    async fn write_at(&self, offset: u64, data: Bytes) -> std::io::Result<()> {
+        self.inner.write_at(offset, data).await
+    }
+    async fn read_at(&self, offset: u64, len: usize) -> std::io::Result<Bytes> {
+        self.inner.read_at(offset, len).await
+    }
+    async fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.inner.set_len(len).await
+    }
+    async fn sync(&self) -> std::io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        match self.broken.load(Ordering::SeqCst) {
+            true => Err(std::io::Error::other("broken on purpose")),
+            false => self.inner.sync().await,
+        }
+    }
+}
