@@ -1,0 +1,89 @@
+//! Remembered chunks and locations of files, so that a read of a known file needs no controller.
+//!
+//! Two generations: a new entry goes to the young one, a hit moves there; when the young one is full
+//! it becomes the old one and the former old one is forgotten. So at most `capacity` entries, and an
+//! entry used within the last `capacity / 2` insertions stays.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use uruk_proto::dfs::FileInfo;
+
+#[derive(Debug)]
+pub struct FileCache {
+    generation_max: usize,
+    generations: Mutex<Generations>,
+}
+
+#[derive(Debug, Default)]
+struct Generations {
+    young: HashMap<String, Arc<FileInfo>>,
+    old: HashMap<String, Arc<FileInfo>>,
+}
+
+impl FileCache {
+    pub fn new(capacity: usize) -> FileCache {
+        FileCache { generation_max: (capacity / 2).max(1), generations: Mutex::default() }
+    }
+
+    pub fn get(&self, path: &str) -> Option<Arc<FileInfo>> {
+        let mut generations = self.generations.lock();
+        if let Some(file) = generations.young.get(path) {
+            return Some(file.clone());
+        }
+        let (path, file) = generations.old.remove_entry(path)?;
+        self.insert_young(&mut generations, path, file.clone());
+        Some(file)
+    }
+
+    pub fn insert(&self, file: Arc<FileInfo>) {
+        let mut generations = self.generations.lock();
+        generations.old.remove(&file.path);
+        self.insert_young(&mut generations, file.path.clone(), file);
+    }
+
+    pub fn remove(&self, path: &str) {
+        let mut generations = self.generations.lock();
+        generations.young.remove(path);
+        generations.old.remove(path);
+    }
+
+    fn insert_young(&self, generations: &mut Generations, path: String, file: Arc<FileInfo>) {
+        if generations.young.len() >= self.generation_max {
+            generations.old = std::mem::take(&mut generations.young);
+        }
+        generations.young.insert(path, file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str) -> Arc<FileInfo> {
+        Arc::new(FileInfo { path: path.into(), ..FileInfo::default() })
+    }
+
+    #[test]
+    fn entries_in_use_stay_and_the_rest_is_bounded() {
+        let cache = FileCache::new(8);
+        cache.insert(file("used"));
+        for i in 0..100 {
+            cache.insert(file(&format!("file-{i}")));
+            assert!(cache.get("used").is_some(), "after {i}");
+        }
+        let held = (0..100).filter(|i| cache.get(&format!("file-{i}")).is_some()).count();
+        assert!(held <= 8, "{held}");
+    }
+
+    #[test]
+    fn a_removed_entry_is_gone_from_both_generations() {
+        let cache = FileCache::new(2);
+        cache.insert(file("a"));
+        cache.insert(file("b"));
+        cache.remove("a");
+        cache.remove("b");
+        assert!(cache.get("a").is_none() && cache.get("b").is_none());
+    }
+}
