@@ -21,9 +21,9 @@ use uruk_proto::raft::{Address, RaftReply, RaftRequest, SnapshotPart, SnapshotSt
 use crate::config::Config;
 use crate::types::{Snapshot, Types, Vote};
 
-/// After so many calls in a row that ran out of time, the connection is opened anew: a network that
-/// was cut may never deliver what is outstanding on the old one.
-const TIMEOUTS_BEFORE_RECONNECT: u32 = 3;
+/// After so many calls in a row that got no answer, the connection is opened anew: a network that was
+/// cut may never deliver what is outstanding on the old one.
+const FAILURES_BEFORE_RECONNECT: u32 = 3;
 /// The channel that snapshots use, so that they do not hold up heartbeats.
 const SNAPSHOT_CHANNEL: usize = 1;
 
@@ -47,7 +47,7 @@ impl RaftNetworkFactory<Types> for Network {
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
         // The configuration wins over the stored address: members may move.
         let address = self.config.members.get(&target).unwrap_or(&node.addr).clone();
-        Peer { network: self.clone(), target, address, timeouts: 0 }
+        Peer { network: self.clone(), target, address, failures: 0 }
     }
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct Peer {
     network: Network,
     target: u64,
     address: String,
-    timeouts: u32,
+    failures: u32,
 }
 
 /// Why a call failed.
@@ -87,20 +87,25 @@ impl Peer {
         deadline: Duration,
         call: impl Future<Output = Result<tonic::Response<RaftReply>, Status>>,
     ) -> Result<R, CallError> {
-        let reply = match self.network.clock.timeout(deadline, call).await {
-            Ok(reply) => reply,
-            Err(_) => {
-                self.timeouts += 1;
-                if self.timeouts >= TIMEOUTS_BEFORE_RECONNECT {
-                    self.timeouts = 0;
-                    self.network.channels.forget(&self.address);
-                }
-                return Err(CallError::Timeout(deadline));
-            }
+        let result = match self.network.clock.timeout(deadline, call).await {
+            Ok(result) => result.map_err(CallError::Status),
+            Err(_) => Err(CallError::Timeout(deadline)),
         };
-        self.timeouts = 0;
-        let payload = reply.map_err(CallError::Status)?.into_inner().payload;
+        self.observe(&result);
+        let payload = result?.into_inner().payload;
         postcard::from_bytes(&payload).map_err(CallError::Decode)
+    }
+
+    fn observe<T>(&mut self, result: &Result<T, CallError>) {
+        self.failures = match result {
+            Err(CallError::Timeout(_)) => self.failures + 1,
+            Err(CallError::Status(status)) if status.code() == Code::Unavailable => self.failures + 1,
+            _ => 0,
+        };
+        if self.failures >= FAILURES_BEFORE_RECONNECT {
+            self.failures = 0;
+            self.network.channels.forget(&self.address);
+        }
     }
 
     fn error(&self, action: RPCTypes, error: CallError) -> RPCError<Types> {

@@ -5,12 +5,11 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use async_trait::async_trait;
-use bytes::Bytes;
+use common::disk::FaultyDisk;
 use common::{Command, Numbers, leads, until};
-use uruk_base::disk::{DirEntry, Disk, DiskFile, DiskLock, OpenMode, RealDisk};
+use uruk_base::disk::{Disk, RealDisk};
 use uruk_base::{Env, Tasks};
 use uruk_consensus::{Config, Consensus, ProposeError, StartError};
 
@@ -114,7 +113,7 @@ async fn a_command_that_panics_ends_the_process() {
 #[tokio::test]
 async fn many_proposals_share_one_sync() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Arc::new(SyncCounter::default());
+    let disk = Arc::new(FaultyDisk::default());
     let env = Env { disk: disk.clone(), ..Env::real() };
     let member = start(&env, config(), folder.path()).await;
     let before = disk.syncs.load(Ordering::SeqCst);
@@ -129,13 +128,13 @@ async fn many_proposals_share_one_sync() {
 #[tokio::test]
 async fn after_a_failed_sync_nothing_is_acknowledged_and_the_process_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Arc::new(SyncCounter::default());
+    let disk = Arc::new(FaultyDisk::default());
     let env = Env { disk: disk.clone(), ..Env::real() };
     let member = start(&env, config(), folder.path()).await;
     member.propose(Command::Add(1)).await.unwrap();
-    disk.broken.store(true, Ordering::SeqCst);
+    disk.fail_syncs.store(true, Ordering::SeqCst);
     assert!(member.propose(Command::Add(2)).await.is_err());
-    disk.broken.store(false, Ordering::SeqCst);
+    disk.fail_syncs.store(false, Ordering::SeqCst);
     assert!(member.propose(Command::Add(3)).await.is_err());
     env.clock.timeout(common::PATIENCE, env.tasks.cancelled()).await.expect("the process is told to end");
     assert!(env.tasks.shutdown().await.is_err());
@@ -146,77 +145,54 @@ async fn after_a_failed_sync_nothing_is_acknowledged_and_the_process_ends() {
     member.shutdown().await;
 }
 
-/// The real disk, which counts syncs and can fail them.
-#[derive(Debug, Default)]
-struct SyncCounter {
-    syncs: Arc<AtomicU64>,
-    broken: Arc<AtomicBool>,
-}
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_at_any_write_loses_nothing_acknowledged() {
+    let short = || Config { snapshot_every_entries: 4, entries_kept: 1, segment_bytes_max: 150, ..config() };
+    let mut crash_at = 0;
+    loop {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::new(FaultyDisk::default());
+        disk.writes_left.store(crash_at, Ordering::SeqCst);
+        let env = Env { disk: disk.clone(), ..Env::real() };
+        let acknowledged = run_until_crash(&env, short(), folder.path()).await;
+        let crashed = disk.writes_left.load(Ordering::SeqCst) < 0;
+        // The crashed process is gone, whatever its tasks think of it.
+        let _ = env.tasks.shutdown().await;
 
-#[derive(Debug)]
-struct CountedFile {
-    inner: Arc<dyn DiskFile>,
-    syncs: Arc<AtomicU64>,
-    broken: Arc<AtomicBool>,
-}
-
-#[async_trait]
-impl Disk for SyncCounter {
-    async fn create_dir_all(&self, dir: &Path) -> std::io::Result<()> {
-        RealDisk.create_dir_all(dir).await
-    }
-    async fn open(&self, path: &Path, mode: OpenMode) -> std::io::Result<Arc<dyn DiskFile>> {
-        let inner = RealDisk.open(path, mode).await?;
-        Ok(Arc::new(CountedFile { inner, syncs: self.syncs.clone(), broken: self.broken.clone() }))
-    }
-    async fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-        RealDisk.rename(from, to).await
-    }
-    async fn remove(&self, path: &Path) -> std::io::Result<()> {
-        RealDisk.remove(path).await
-    }
-    async fn remove_dir_all(&self, dir: &Path) -> std::io::Result<()> {
-        RealDisk.remove_dir_all(dir).await
-    }
-    async fn list(&self, dir: &Path) -> std::io::Result<Vec<DirEntry>> {
-        RealDisk.list(dir).await
-    }
-    async fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
-        RealDisk.sync_dir(dir).await
-    }
-    async fn map(&self, path: &Path) -> std::io::Result<Bytes> {
-        RealDisk.map(path).await
-    }
-    async fn free_bytes(&self, dir: &Path) -> std::io::Result<u64> {
-        RealDisk.free_bytes(dir).await
-    }
-    async fn lock_dir(&self, dir: &Path) -> std::io::Result<Box<dyn DiskLock>> {
-        RealDisk.lock_dir(dir).await
-    }
-    fn boot_id(&self) -> String {
-        RealDisk.boot_id()
+        let env = Env::real();
+        let member = start(&env, short(), folder.path()).await;
+        let seen = member.read(|n| n.order.clone());
+        assert!(seen.len() as u64 >= acknowledged, "crash at write {crash_at}: {acknowledged} acknowledged, {seen:?}");
+        assert_eq!(seen, (0..seen.len() as u64).collect::<Vec<_>>(), "crash at write {crash_at}");
+        let next = member.propose(Command::Add(1000)).await;
+        assert_eq!(next, Ok(seen.len() + 1), "crash at write {crash_at}");
+        member.shutdown().await;
+        if !crashed {
+            assert!(crash_at > 100, "snapshots, purges and new segments were met");
+            return;
+        }
+        crash_at += 1;
     }
 }
 
-#[async_trait]
-impl DiskFile for CountedFile {
-    async fn len(&self) -> std::io::Result<u64> {
-        self.inner.len().await
-    }
-    async fn write_at(&self, offset: u64, data: Bytes) -> std::io::Result<()> {
-        self.inner.write_at(offset, data).await
-    }
-    async fn read_at(&self, offset: u64, len: usize) -> std::io::Result<Bytes> {
-        self.inner.read_at(offset, len).await
-    }
-    async fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.inner.set_len(len).await
-    }
-    async fn sync(&self) -> std::io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::SeqCst);
-        match self.broken.load(Ordering::SeqCst) {
-            true => Err(std::io::Error::other("broken on purpose")),
-            false => self.inner.sync().await,
+/// Adds 0, 1, 2... up to 20 until the disk fails; returns how many were acknowledged.
+async fn run_until_crash(env: &Env, config: Config, folder: &Path) -> u64 {
+    let Ok(member) = Consensus::start(env, config, folder, Numbers::default()).await else { return 0 };
+    let mut leadership = member.leadership();
+    loop {
+        tokio::select! {
+            biased;
+            () = env.tasks.cancelled() => return 0,
+            changed = leadership.wait_for(|l| l.is_leader) => match changed {
+                Ok(_) => break,
+                Err(_) => return 0,
+            },
         }
     }
+    for number in 0..20 {
+        if member.propose(Command::Add(number)).await.is_err() {
+            return number;
+        }
+    }
+    20
 }

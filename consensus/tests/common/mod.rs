@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+pub mod disk;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
