@@ -203,6 +203,11 @@ impl<'a> KeyRef<'a> {
         unescape(&self.key[..self.row_len])
     }
 
+    /// Where the qualifier, escaped and terminated, starts within the column's prefix.
+    pub fn qualifier_at(&self) -> usize {
+        self.qualifier_at
+    }
+
     /// The qualifier; empty for row and family deletions too.
     pub fn qualifier(&self) -> Bytes {
         unescape(&self.key[self.qualifier_at..self.column_len])
@@ -217,6 +222,27 @@ pub fn row_prefix_len(key: &[u8]) -> Option<usize> {
 /// The row key in a row's prefix.
 pub fn row_of_prefix(prefix: &[u8]) -> Bytes {
     unescape(prefix)
+}
+
+/// Appends the bytes behind a terminated, well-formed escape: the row key of a row's prefix.
+pub fn put_unescaped(out: &mut Vec<u8>, escaped: &[u8]) {
+    let body = &escaped[..escaped.len().saturating_sub(2)];
+    let mut rest = body;
+    while let Some(at) = rest.iter().position(|byte| *byte == 0) {
+        out.extend_from_slice(&rest[..=at]);
+        rest = &rest[(at + 2).min(rest.len())..];
+    }
+    out.extend_from_slice(rest);
+}
+
+/// Timestamp, sequence number and kind: the last [`SUFFIX_BYTES`] of a key.
+#[inline]
+pub fn read_suffix(suffix: &[u8]) -> Result<(i64, SeqNo, Kind), DecodeError> {
+    let error = DecodeError { what: "key", offset: 0, why: "bad suffix" };
+    if suffix.len() != SUFFIX_BYTES {
+        return Err(error);
+    }
+    parse_suffix(suffix).ok_or(error)
 }
 
 /// The sequence number of a well-formed key.

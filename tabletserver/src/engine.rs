@@ -14,6 +14,7 @@
 //! durable, then [`TabletStore::apply`]s it, then [`TabletStore::publish`]es it.
 
 pub mod cache;
+mod columns;
 pub mod compaction;
 mod config;
 mod context;
@@ -22,6 +23,7 @@ pub mod filter;
 pub mod flush;
 pub mod memtable;
 pub mod merge;
+mod rewrite;
 pub mod scan;
 pub mod sstable;
 mod store;

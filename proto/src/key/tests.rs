@@ -29,6 +29,15 @@ proptest! {
         prop_assert_eq!((parsed.timestamp, parsed.seq, parsed.kind), (p.3, SeqNo(p.4), Kind::Cell));
         prop_assert_eq!(seq_of(&key), Some(SeqNo(p.4)));
         prop_assert_eq!(parsed.row_prefix(), &row_prefix(&p.0)[..]);
+        let mut row = Vec::new();
+        put_unescaped(&mut row, parsed.row_prefix());
+        prop_assert_eq!(&row, &p.0);
+        row.clear();
+        put_unescaped(&mut row, &key[parsed.qualifier_at()..parsed.column_len]);
+        prop_assert_eq!(&row, &p.2);
+        let suffix = read_suffix(&key[parsed.column_len..]).unwrap();
+        prop_assert_eq!(suffix, (p.3, SeqNo(p.4), Kind::Cell));
+        prop_assert!(read_suffix(&key[parsed.column_len + 1..]).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use uruk_proto::{FamilyId, limits, tablet};
 
 use super::error::EngineError;
 
-/// A parsed `ReadFilter`. Its parts apply in this order, as a Cloud Bigtable chain would: families,
+/// A parsed `ReadFilter`; the default lets everything through. Its parts apply in this order, as a Cloud Bigtable chain would: families,
 /// qualifiers, timestamps, newest cells per column, value, cells per row, strip. So "the newest cell
 /// equals v" is `cells_per_column = 1` with `value = v`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -14,7 +14,7 @@ pub struct Filter {
     pub families: Option<Vec<FamilyId>>,
     /// Which columns of them.
     pub qualifiers: Qualifiers,
-    /// Timestamps in `[start, end)`; None for no end.
+    /// First timestamp; none is negative.
     pub timestamp_min: i64,
     /// First timestamp beyond; None for no bound.
     pub timestamp_end: Option<i64>,
@@ -43,7 +43,7 @@ pub enum Qualifiers {
 impl Filter {
     /// Lets everything through.
     pub fn all() -> Filter {
-        Filter { timestamp_min: i64::MIN, ..Filter::default() }
+        Filter::default()
     }
 }
 
@@ -62,7 +62,7 @@ impl TryFrom<&tablet::ReadFilter> for Filter {
         if start.len().max(end.len()) > limits::QUALIFIER_BYTES_MAX + 1 {
             return invalid("qualifier bound longer than 16 KiB".into());
         }
-        let bytes = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+        let bytes = |bytes: &Bytes| bytes.clone();
         let qualifiers = match message.exact_qualifier {
             true => Qualifiers::Exactly(bytes(start)),
             false if start.is_empty() && end.is_empty() => Qualifiers::All,

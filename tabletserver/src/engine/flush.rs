@@ -1,7 +1,19 @@
 //! Memtables to files.
+//!
+//! A flush writes one file per locality group whose frozen memtable is not empty. It drops what other
+//! entries of the same memtable hide: views that still see the hidden entries hold the memtable itself.
+
+use std::sync::Arc;
 
 use uruk_proto::SeqNo;
 use uruk_proto::master::LocalityGroupFiles;
+
+use super::context::EngineContext;
+use super::error::EngineError;
+use super::memtable::Memtable;
+use super::merge::Merge;
+use super::rewrite::{Purge, rewrite};
+use super::sstable::cursor::ReadOptions;
 
 /// What a flush wrote. It counts for nothing until the master has committed it.
 #[derive(Clone, PartialEq, Debug)]
@@ -10,4 +22,22 @@ pub struct FlushResult {
     pub groups: Vec<LocalityGroupFiles>,
     /// Everything up to here is in files now.
     pub flushed_seq: SeqNo,
+}
+
+/// Writes the memtables of all groups. `path` gives a unique path for the file of a group.
+pub(crate) async fn flush(
+    context: &EngineContext,
+    memtables: &[(u32, Arc<Memtable>)],
+    flushed_seq: SeqNo,
+    path: &mut (dyn FnMut(u32) -> String + Send),
+) -> Result<FlushResult, EngineError> {
+    let options = ReadOptions { fill_cache: false, readahead_bytes_min: 0, readahead_bytes_max: 0 };
+    let mut groups = Vec::new();
+    for (group, memtable) in memtables.iter().filter(|(_, memtable)| !memtable.is_empty()) {
+        let merge = Merge::new([memtable], [], options);
+        let file = rewrite(context, merge, Purge::Hidden, &path(*group), 0).await?;
+        let files = Vec::from_iter(file);
+        groups.push(LocalityGroupFiles { locality_group: *group, files });
+    }
+    Ok(FlushResult { groups, flushed_seq })
 }

@@ -1,13 +1,30 @@
-//! soon
-use super::cache::BlockCache;
-use object_store::ObjectStore;
-use std::sync::Arc;
-/// soon
-#[derive(Debug)]
-pub struct FileTable {}
-impl FileTable {
-    /// soon
-    pub fn new(_store: Arc<dyn ObjectStore>, _cache: Arc<BlockCache>) -> FileTable {
-        FileTable {}
-    }
-}
+//! SSTables: immutable sorted files. The format stands in `docs/formats-sstable.md`.
+//!
+//! | part | holds |
+//! |---|---|
+//! | [`format`] | constants, footer, handles, what surrounds a stored block |
+//! | [`block`] | entries with shared prefixes and restart points: builder and cursor |
+//! | [`bloom`] | the filter on rows |
+//! | [`properties`] | what a file says about itself |
+//! | [`builder`] | entries in, bytes out; no IO |
+//! | [`upload`] | bytes to the object store |
+//! | [`file`] | an open file, its blocks through the cache; the table of open files |
+//! | [`cursor`] | walks a file's entries; says when it needs a block instead of waiting for it |
+
+pub mod block;
+pub mod bloom;
+pub mod builder;
+pub mod cursor;
+pub mod file;
+pub mod format;
+pub mod properties;
+pub mod upload;
+
+#[cfg(test)]
+mod tests;
+
+pub use block::Block;
+pub use builder::TableBuilder;
+pub use cursor::FileCursor;
+pub use file::{FileHandle, FileTable, SstableFile};
+pub use properties::Properties;

@@ -1,22 +1,46 @@
 //! One tablet's data: memtables per locality group, and files.
+//!
+//! All of it is one immutable [`Version`] behind a lock that is held for moments: readers clone a
+//! reference to it, and whoever freezes or installs replaces it as a whole.
+//!
+//! Invariants: (1) a view sees everything up to its sequence number: version and published number are read
+//! under one lock, and inserts hold it shared, so none of them goes to a memtable that was frozen before
+//! it; (2) a version's files hold nothing above what its views may see: only published writes are
+//! frozen; (3) `flushed_seq` only grows.
+//!
+//! | number | is at most |
+//! |---|---|
+//! | flushed_seq | the oldest frozen set's `upto` |
+//! | a frozen set's `upto` | the published number |
+//! | everything in a frozen set | its `upto` |
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
-use uruk_proto::master::{LocalityGroupFiles, MetaRow};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use uruk_proto::key;
+use uruk_proto::master::{FileRef, LocalityGroupFiles, MetaRow};
 use uruk_proto::mutation::Mutation;
 use uruk_proto::schema::TableSchema;
 use uruk_proto::{RowRange, SeqNo, TabletId};
 
-use super::compaction::{Compaction, CompactionResult};
+use super::columns::Columns;
+use super::compaction::policy::{self, Pick, Reason};
+use super::compaction::{self, Compaction, CompactionResult};
 use super::context::EngineContext;
 use super::error::EngineError;
-use super::flush::FlushResult;
+use super::flush::{self, FlushResult};
+use super::memtable::Memtable;
 use super::scan::ReadView;
+use super::sstable::FileHandle;
 
 /// The memtables of all locality groups, frozen at one published sequence number.
 #[derive(Clone, Debug)]
 pub struct FreezeToken {
     upto: SeqNo,
+    memtables: Vec<(u32, Arc<Memtable>)>,
 }
 
 impl FreezeToken {
@@ -24,112 +48,409 @@ impl FreezeToken {
     pub fn upto(&self) -> SeqNo {
         self.upto
     }
+
+    /// Bytes of the frozen memtables.
+    pub fn bytes(&self) -> u64 {
+        self.memtables.iter().map(|(_, memtable)| memtable.bytes()).sum()
+    }
+}
+
+/// One locality group's memtables and files.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Group {
+    active: Arc<Memtable>,
+    /// Newest first.
+    frozen: Vec<(SeqNo, Arc<Memtable>)>,
+    /// Newest first.
+    files: Vec<Arc<FileHandle>>,
+}
+
+impl Group {
+    pub(super) fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+        let active = Some(&self.active).filter(|memtable| !memtable.is_empty());
+        active.into_iter().chain(self.frozen.iter().map(|(_, memtable)| memtable))
+    }
+
+    pub(super) fn files(&self) -> impl Iterator<Item = &Arc<FileHandle>> {
+        self.files.iter()
+    }
+}
+
+/// Everything that a view needs, at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Version {
+    schema: Arc<TableSchema>,
+    /// By number; those of the schema and those that have files.
+    groups: BTreeMap<u32, Group>,
+    flushed_seq: SeqNo,
+    /// Of the newest frozen set, or `flushed_seq`.
+    frozen_seq: SeqNo,
+}
+
+impl Version {
+    pub(super) fn schema(&self) -> &TableSchema {
+        &self.schema
+    }
+
+    /// The groups that hold any of the columns.
+    pub(super) fn groups_of(&self, columns: &Columns) -> Vec<&Group> {
+        let wanted = |group: u32| {
+            self.schema.families.iter().any(|family| family.locality_group == group && columns.has_family(family.id))
+        };
+        self.groups.iter().filter(|(number, _)| wanted(**number)).map(|(_, group)| group).collect()
+    }
+
+    pub(super) fn all_files(&self) -> impl Iterator<Item = &Arc<FileHandle>> {
+        self.groups.values().flat_map(Group::files)
+    }
+
+    fn add_schema_groups(&mut self) {
+        for number in self.schema.locality_groups() {
+            self.groups.entry(number).or_default();
+        }
+    }
 }
 
 /// One tablet's data.
 #[derive(Debug)]
-pub struct TabletStore {}
+pub struct TabletStore {
+    context: Arc<EngineContext>,
+    tablet_id: TabletId,
+    range: RowRange,
+    version: RwLock<Arc<Version>>,
+    published: AtomicU64,
+    /// Files that were named once, and are now only if some view reads them.
+    retired: Mutex<Vec<Weak<FileHandle>>>,
+}
 
 impl TabletStore {
     /// Opens a tablet from its meta row. Reads no file. Nothing is published beyond `flushed_seq`;
     /// the caller applies what the logs hold beyond it, then publishes that.
     pub fn open(
-        _context: &Arc<EngineContext>,
-        _schema: Arc<TableSchema>,
-        _row: &MetaRow,
+        context: &Arc<EngineContext>,
+        schema: Arc<TableSchema>,
+        row: &MetaRow,
     ) -> Result<TabletStore, EngineError> {
-        Ok(TabletStore {})
+        let flushed_seq = SeqNo(row.flushed_seq);
+        let mut version = Version { schema, groups: BTreeMap::new(), flushed_seq, frozen_seq: flushed_seq };
+        for files in &row.groups {
+            let group = version.groups.entry(files.locality_group).or_default();
+            group.files = open_files(context, files, &[])?;
+        }
+        version.add_schema_groups();
+        Ok(TabletStore {
+            context: context.clone(),
+            tablet_id: TabletId(row.tablet_id),
+            range: RowRange::new(row.start.clone(), row.end.clone()),
+            version: RwLock::new(Arc::new(version)),
+            published: AtomicU64::new(flushed_seq.0),
+            retired: Mutex::default(),
+        })
     }
+
     /// Which tablet.
     pub fn tablet_id(&self) -> TabletId {
-        TabletId(0)
+        self.tablet_id
     }
+
     /// Its rows.
     pub fn range(&self) -> &RowRange {
-        unimplemented!()
+        &self.range
     }
+
     /// The schema in use.
     pub fn schema(&self) -> Arc<TableSchema> {
-        unimplemented!()
+        self.version.read().schema.clone()
     }
+
     /// A new version of the schema; older ones are ignored.
-    pub fn set_schema(&self, _schema: Arc<TableSchema>) {}
+    pub fn set_schema(&self, schema: Arc<TableSchema>) {
+        let mut version = self.version.write();
+        if schema.version > version.schema.version {
+            let mut next = Version::clone(&version);
+            next.schema = schema;
+            next.add_schema_groups();
+            *version = Arc::new(next);
+        }
+    }
+
     /// Puts the mutations of one row into the memtables; mutation i has number `first + i`.
     /// Timestamps are resolved, the row key is valid and in range, the mutations are durable.
     /// Not visible before it is published. Applying the same again (replay) changes nothing.
     /// Mutations of families that the schema doesn't name are left out.
     ///
     /// # Panics
-    /// When a number is not above all frozen ones.
-    pub fn apply(&self, _first: SeqNo, _row: &[u8], _mutations: &[Mutation]) {}
+    /// When `first` is not above all frozen numbers.
+    pub fn apply(&self, first: SeqNo, row: &[u8], mutations: &[Mutation]) {
+        let version = self.version.read();
+        assert!(first > version.frozen_seq, "write {first} comes after the freeze at {}", version.frozen_seq);
+        // One buffer for all keys and values of the row: one allocation, and the request's memory is free.
+        let mut writer = RowWriter { buffer: Vec::with_capacity(packed_bytes(row, mutations)), entries: Vec::new() };
+        for (i, mutation) in mutations.iter().enumerate() {
+            writer.encode(&version, row, SeqNo(first.0 + i as u64), mutation);
+        }
+        let buffer = Bytes::from(writer.buffer);
+        for entry in writer.entries {
+            let group = version.groups.get(&entry.group).expect("the schema's groups exist");
+            let (key, value) = (buffer.slice(entry.start..entry.key_end), buffer.slice(entry.key_end..entry.end));
+            group.active.insert(key, value, entry.seq);
+        }
+    }
+
     /// Makes everything up to `upto` visible: all of it has been applied.
-    pub fn publish(&self, _upto: SeqNo) {}
+    pub fn publish(&self, upto: SeqNo) {
+        self.published.fetch_max(upto.0, Ordering::AcqRel);
+    }
+
     /// Writes up to here are visible to new views.
     pub fn published(&self) -> SeqNo {
-        SeqNo::ZERO
+        SeqNo(self.published.load(Ordering::Acquire))
     }
+
     /// Everything up to here is in committed files.
     pub fn flushed_seq(&self) -> SeqNo {
-        SeqNo::ZERO
+        self.version.read().flushed_seq
     }
+
     /// The tablet as published now.
     pub fn snapshot(&self) -> ReadView {
-        unimplemented!()
+        let version = self.version.read();
+        // Under the lock, see invariant 1: a freeze in between would hide the newest writes.
+        let seq = self.published();
+        ReadView::new(self.context.clone(), version.clone(), self.range.clone(), seq)
     }
+
     /// Freezes the memtables of all groups: they hold everything up to `upto` that is not in files, and
     /// nothing above. None when they are empty, or when too many frozen sets wait already.
     ///
     /// # Panics
     /// When something above `upto` was applied, or `upto` is not published.
-    pub fn freeze(&self, _upto: SeqNo) -> Option<FreezeToken> {
-        None
+    pub fn freeze(&self, upto: SeqNo) -> Option<FreezeToken> {
+        let mut version = self.version.write();
+        assert!(upto <= self.published(), "freeze at {upto}, published up to {}", self.published());
+        let waiting = frozen_sets(&version).len();
+        let is_empty = version.groups.values().all(|group| group.active.is_empty());
+        if is_empty || waiting >= self.context.config.frozen_sets_max {
+            return None;
+        }
+        let mut next = Version::clone(&version);
+        for group in next.groups.values_mut() {
+            let frozen = std::mem::take(&mut group.active);
+            assert!(frozen.seq_max() <= upto, "write {} was applied, freeze at {upto}", frozen.seq_max());
+            if !frozen.is_empty() {
+                group.frozen.insert(0, (upto, frozen));
+            }
+        }
+        next.frozen_seq = upto;
+        *version = Arc::new(next);
+        frozen_sets(&version).pop()
     }
+
     /// Frozen sets that are not committed as flushed yet, oldest first: flush them in this order.
     pub fn frozen(&self) -> Vec<FreezeToken> {
-        Vec::new()
+        frozen_sets(&self.version.read())
     }
+
     /// Writes the frozen memtables to files. `path` gives a unique path for each (argument: locality
     /// group). On an error nothing has changed; the same token may be flushed again, to other paths.
     pub async fn flush(
         &self,
         token: &FreezeToken,
-        _path: &mut (dyn FnMut(u32) -> String + Send),
+        path: &mut (dyn FnMut(u32) -> String + Send),
     ) -> Result<FlushResult, EngineError> {
-        Ok(FlushResult { groups: Vec::new(), flushed_seq: token.upto })
+        flush::flush(&self.context, &token.memtables, token.upto, path).await
     }
+
     /// Takes over the committed row: its files, in place of the old ones and of the frozen memtables up
     /// to its `flushed_seq`. Rows must come in the order of their commits (one commit in flight per
     /// tablet); a row that is flushed less far is ignored.
-    pub fn install(&self, _row: &MetaRow) -> Result<(), EngineError> {
+    pub fn install(&self, row: &MetaRow) -> Result<(), EngineError> {
+        let mut version = self.version.write();
+        let flushed_seq = SeqNo(row.flushed_seq);
+        if flushed_seq < version.flushed_seq {
+            return Ok(());
+        }
+        let mut next = Version::clone(&version);
+        next.flushed_seq = flushed_seq;
+        next.frozen_seq = next.frozen_seq.max(flushed_seq);
+        for (number, group) in &mut next.groups {
+            group.frozen.retain(|(upto, _)| *upto > flushed_seq);
+            let none = LocalityGroupFiles { locality_group: *number, files: Vec::new() };
+            let files = row.groups.iter().find(|files| files.locality_group == *number).unwrap_or(&none);
+            group.files = open_files(&self.context, files, &group.files)?;
+        }
+        for files in &row.groups {
+            if let std::collections::btree_map::Entry::Vacant(entry) = next.groups.entry(files.locality_group) {
+                entry.insert(Group { files: open_files(&self.context, files, &[])?, ..Group::default() });
+            }
+        }
+        let named = |file: &Arc<FileHandle>| next.all_files().any(|other| Arc::ptr_eq(other, file));
+        let dropped: Vec<_> = version.all_files().filter(|file| !named(file)).map(Arc::downgrade).collect();
+        *version = Arc::new(next);
+        drop(version);
+        let mut retired = self.retired.lock();
+        retired.retain(|file| file.strong_count() > 0);
+        retired.extend(dropped);
         Ok(())
     }
+
     /// The compaction that is due, if any. At most one per locality group runs at a time (the caller's
     /// business).
     pub fn pick_compaction(&self) -> Option<Compaction> {
-        None
+        let version = self.version.read().clone();
+        version.groups.iter().find_map(|(number, group)| {
+            let bytes: Vec<u64> = group.files.iter().map(|file| file.reference.bytes).collect();
+            policy::pick(&bytes, &self.context.config).map(|pick| compaction_of(*number, group, pick))
+        })
     }
-    /// A compaction of all files of the group, if that makes sense.
-    pub fn pick_major(&self, _locality_group: u32) -> Option<Compaction> {
-        None
+
+    /// A compaction of all files of the group; None without files.
+    pub fn pick_major(&self, locality_group: u32) -> Option<Compaction> {
+        let version = self.version.read().clone();
+        let group = version.groups.get(&locality_group).filter(|group| !group.files.is_empty())?;
+        let pick = Pick { start: 0, end: group.files.len(), reason: Reason::Requested };
+        Some(compaction_of(locality_group, group, pick))
     }
-    /// Runs a compaction. Dropping the future cancels it.
-    pub async fn compact(&self, _compaction: &Compaction, _path: String) -> Result<CompactionResult, EngineError> {
-        unimplemented!()
+
+    /// Runs a compaction; the result goes to a file at `path`. Dropping the future cancels it.
+    pub async fn compact(&self, compaction: &Compaction, path: &str) -> Result<CompactionResult, EngineError> {
+        let version = self.version.read().clone();
+        let group = compaction.locality_group;
+        let stale = || EngineError::InvalidArgument("the tablet's files have changed since the pick".to_owned());
+        let files = &version.groups.get(&group).ok_or_else(stale)?.files;
+        let find = |input: &FileRef| files.iter().find(|file| file.reference == *input).cloned().ok_or_else(stale);
+        let inputs = compaction.inputs.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        compaction::run(&self.context, &version.schema, group, &inputs, files, path).await
     }
+
     /// Bytes of the memtables, frozen ones included.
     pub fn memtable_bytes(&self) -> u64 {
-        0
+        self.version.read().groups.values().flat_map(Group::memtables).map(|memtable| memtable.bytes()).sum()
     }
+
     /// Bytes of the memtables that a freeze would freeze.
     pub fn active_bytes(&self) -> u64 {
-        0
+        self.version.read().groups.values().map(|group| group.active.bytes()).sum()
     }
+
     /// The files, newest first in each group.
     pub fn files(&self) -> Vec<LocalityGroupFiles> {
-        Vec::new()
+        let version = self.version.read();
+        let groups = version.groups.iter().filter(|(_, group)| !group.files.is_empty());
+        groups
+            .map(|(number, group)| LocalityGroupFiles {
+                locality_group: *number,
+                files: group.files.iter().map(|file| file.reference.clone()).collect(),
+            })
+            .collect()
     }
-    /// Paths of files that are named no more but still read by living views.
+
+    /// Paths of files that are named no more but still read by living views (or compactions).
     pub fn pinned_files(&self) -> Vec<String> {
-        Vec::new()
+        let mut retired = self.retired.lock();
+        retired.retain(|file| file.strong_count() > 0);
+        let mut paths: Vec<String> =
+            retired.iter().filter_map(Weak::upgrade).map(|file| file.reference.path.clone()).collect();
+        paths.sort();
+        paths.dedup();
+        paths
     }
+}
+
+/// Handles on a group's files; those in `open` are used again.
+fn open_files(
+    context: &EngineContext,
+    files: &LocalityGroupFiles,
+    open: &[Arc<FileHandle>],
+) -> Result<Vec<Arc<FileHandle>>, EngineError> {
+    let mut handles = Vec::with_capacity(files.files.len());
+    for reference in &files.files {
+        handles.push(match open.iter().find(|file| file.reference == *reference) {
+            Some(file) => file.clone(),
+            None => Arc::new(context.files.handle(reference)?),
+        });
+    }
+    handles.sort_by_key(|file| std::cmp::Reverse(file.reference.max_seq));
+    Ok(handles)
+}
+
+fn frozen_sets(version: &Version) -> Vec<FreezeToken> {
+    let mut sets: BTreeMap<SeqNo, Vec<(u32, Arc<Memtable>)>> = BTreeMap::new();
+    for (number, group) in &version.groups {
+        for (upto, memtable) in &group.frozen {
+            sets.entry(*upto).or_default().push((*number, memtable.clone()));
+        }
+    }
+    sets.into_iter().map(|(upto, memtables)| FreezeToken { upto, memtables }).collect()
+}
+
+fn compaction_of(locality_group: u32, group: &Group, pick: Pick) -> Compaction {
+    let inputs = group.files[pick.start..pick.end].iter().map(|file| file.reference.clone()).collect();
+    Compaction { locality_group, inputs, reason: pick.reason }
+}
+
+struct RowWriter {
+    buffer: Vec<u8>,
+    entries: Vec<EncodedEntry>,
+}
+
+struct EncodedEntry {
+    group: u32,
+    seq: SeqNo,
+    start: usize,
+    key_end: usize,
+    end: usize,
+}
+
+impl RowWriter {
+    fn encode(&mut self, version: &Version, row: &[u8], seq: SeqNo, mutation: &Mutation) {
+        let start = self.buffer.len();
+        let out = &mut self.buffer;
+        key::put_row(out, row);
+        let value: Bytes = match mutation {
+            Mutation::SetCell { family, qualifier, timestamp, value } => {
+                key::put_column(out, *family, qualifier);
+                key::put_suffix(out, *timestamp, seq, key::Kind::Cell);
+                value.clone()
+            }
+            Mutation::DeleteFromColumn { family, qualifier, start, end } => {
+                key::put_column(out, *family, qualifier);
+                key::put_suffix(out, i64::MAX, seq, key::Kind::DeleteColumn);
+                Bytes::copy_from_slice(&key::delete_column_value(*start, *end))
+            }
+            Mutation::DeleteFromFamily { family } => {
+                out.truncate(start);
+                out.extend_from_slice(&key::delete_family(row, *family, seq));
+                Bytes::new()
+            }
+            Mutation::DeleteFromRow => {
+                out.truncate(start);
+                out.extend_from_slice(&key::delete_row(row, seq));
+                Bytes::new()
+            }
+        };
+        let key_end = out.len();
+        out.extend_from_slice(&value);
+        let end = out.len();
+        let mut add = |group| self.entries.push(EncodedEntry { group, seq, start, key_end, end });
+        match mutation.family() {
+            // A whole-row deletion hides cells in every group.
+            None => version.groups.keys().copied().for_each(add),
+            Some(id) => match version.schema.family_by_id(id) {
+                Some(family) => add(family.locality_group),
+                None => self.buffer.truncate(start),
+            },
+        }
+    }
+}
+
+fn packed_bytes(row: &[u8], mutations: &[Mutation]) -> usize {
+    // Escapes of zero bytes come on top; then the buffer grows.
+    const KEY_EXTRA_BYTES: usize = key::SUFFIX_BYTES + 16;
+    let bytes = |mutation: &Mutation| match mutation {
+        Mutation::SetCell { qualifier, value, .. } => qualifier.len() + value.len(),
+        Mutation::DeleteFromColumn { qualifier, .. } => qualifier.len() + 16,
+        Mutation::DeleteFromFamily { .. } | Mutation::DeleteFromRow => 0,
+    };
+    mutations.iter().map(|mutation| row.len() + KEY_EXTRA_BYTES + bytes(mutation)).sum()
 }

@@ -1,0 +1,368 @@
+//! Blocks of sorted entries, with shared key prefixes and restart points.
+//!
+//! ```text
+//! block   := entry* restart* number of restarts (u32, little endian)     at least one restart
+//! entry   := shared (varint) unshared (varint) length of value (varint) key suffix, value
+//! restart := offset of an entry with shared = 0 (u32, little endian); the first is 0
+//! ```
+//! An entry's key is the first `shared` bytes of the key before it, then its suffix.
+
+use std::cmp::Ordering;
+
+use bytes::{BufMut, Bytes};
+use uruk_proto::DecodeError;
+use uruk_proto::codec::put_varint;
+
+/// Builds one block after another.
+#[derive(Debug)]
+pub struct BlockBuilder {
+    out: Vec<u8>,
+    restarts: Vec<u32>,
+    last_key: Vec<u8>,
+    entries: usize,
+    restart_interval: usize,
+}
+
+impl BlockBuilder {
+    /// An empty block; every `restart_interval`-th entry carries its whole key.
+    pub fn new(restart_interval: usize) -> BlockBuilder {
+        BlockBuilder { out: Vec::new(), restarts: Vec::new(), last_key: Vec::new(), entries: 0, restart_interval }
+    }
+
+    /// Adds an entry; keys come in ascending order.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) {
+        let shared = if self.entries.is_multiple_of(self.restart_interval) {
+            self.restarts.push(self.out.len() as u32);
+            0
+        } else {
+            shared_prefix_len(&self.last_key, key)
+        };
+        put_varint(&mut self.out, shared as u64);
+        put_varint(&mut self.out, (key.len() - shared) as u64);
+        put_varint(&mut self.out, value.len() as u64);
+        self.out.put_slice(&key[shared..]);
+        self.out.put_slice(value);
+        self.last_key.truncate(shared);
+        self.last_key.extend_from_slice(&key[shared..]);
+        self.entries += 1;
+    }
+
+    /// Bytes that the block has so far.
+    pub fn len(&self) -> usize {
+        self.out.len() + 4 * self.restarts.len() + 4
+    }
+
+    /// Whether it has no entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// The last key added to this block.
+    pub fn last_key(&self) -> &[u8] {
+        &self.last_key
+    }
+
+    /// The block; valid until `clear`.
+    pub fn finish(&mut self) -> &[u8] {
+        if self.restarts.is_empty() {
+            self.restarts.push(0);
+        }
+        for restart in &self.restarts {
+            self.out.put_u32_le(*restart);
+        }
+        self.out.put_u32_le(self.restarts.len() as u32);
+        &self.out
+    }
+
+    /// Starts over.
+    pub fn clear(&mut self) {
+        self.out.clear();
+        self.restarts.clear();
+        self.last_key.clear();
+        self.entries = 0;
+    }
+}
+
+/// Length of the longest common prefix.
+pub fn shared_prefix_len(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// An unpacked block. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Block {
+    data: Bytes,
+    entries_end: usize,
+    restarts: usize,
+}
+
+impl Block {
+    /// Checks the frame; entries are checked as they are read.
+    pub fn parse(data: Bytes) -> Result<Block, DecodeError> {
+        let error = |why| DecodeError { what: "block", offset: 0, why };
+        let count_at = data.len().checked_sub(4).ok_or_else(|| error("ends early"))?;
+        let restarts = u32_at(&data, count_at) as usize;
+        let restart_bytes = restarts.checked_mul(4).filter(|bytes| restarts > 0 && *bytes <= count_at);
+        let entries_end = count_at - restart_bytes.ok_or_else(|| error("bad number of restarts"))?;
+        Ok(Block { data, entries_end, restarts })
+    }
+
+    /// Bytes in memory.
+    pub fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Whether it has no entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries_end == 0
+    }
+
+    fn restart(&self, i: usize) -> usize {
+        u32_at(&self.data, self.entries_end + 4 * i) as usize
+    }
+}
+
+fn u32_at(data: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(data[at..at + 4].try_into().expect("4 bytes"))
+}
+
+/// Where an entry's parts lie in its block.
+struct Entry {
+    shared: usize,
+    suffix: (usize, usize),
+    value: (usize, usize),
+}
+
+/// Walks the entries of a block. Not positioned until one of the `seek`s or `first` said true.
+#[derive(Clone, Debug)]
+pub struct BlockCursor {
+    block: Block,
+    key: Vec<u8>,
+    value: (usize, usize),
+    next: usize,
+}
+
+impl BlockCursor {
+    /// A cursor on `block`, not positioned.
+    pub fn new(block: Block) -> BlockCursor {
+        BlockCursor { block, key: Vec::new(), value: (0, 0), next: 0 }
+    }
+
+    /// Goes to another block, not positioned; keeps its memory.
+    pub fn set_block(&mut self, block: Block) {
+        self.block = block;
+        self.key.clear();
+        self.value = (0, 0);
+        self.next = 0;
+    }
+
+    /// The current key.
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// The current value.
+    pub fn value(&self) -> &[u8] {
+        &self.block.data[self.value.0..self.value.1]
+    }
+
+    /// To the first entry.
+    pub fn first(&mut self) -> Result<bool, DecodeError> {
+        self.key.clear();
+        self.next = 0;
+        self.advance()
+    }
+
+    /// To the next entry; false behind the last.
+    #[inline]
+    pub fn advance(&mut self) -> Result<bool, DecodeError> {
+        if self.next >= self.block.entries_end {
+            return Ok(false);
+        }
+        let entry = self.entry(self.next)?;
+        if entry.shared > self.key.len() {
+            return Err(self.error("shares more than the key before has"));
+        }
+        self.key.truncate(entry.shared);
+        self.key.extend_from_slice(&self.block.data[entry.suffix.0..entry.suffix.1]);
+        self.value = entry.value;
+        self.next = entry.value.1;
+        Ok(true)
+    }
+
+    /// To the first entry with a key at or after `target`; false if there is none.
+    pub fn seek(&mut self, target: &[u8]) -> Result<bool, DecodeError> {
+        if !self.to_restart(|key| key.cmp(target))? {
+            return self.first();
+        }
+        loop {
+            if self.key[..] >= *target {
+                return Ok(true);
+            }
+            if !self.advance()? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// To the last entry with a key at or before `target`; false if there is none.
+    pub fn seek_at_or_before(&mut self, target: &[u8]) -> Result<bool, DecodeError> {
+        self.seek_last_less(|key| key.cmp(target).then(Ordering::Less))
+    }
+
+    /// To the last entry with a key before `bound`; false if there is none.
+    pub fn seek_before(&mut self, bound: &[u8]) -> Result<bool, DecodeError> {
+        self.seek_last_less(|key| key.cmp(bound))
+    }
+
+    /// To the last entry; false if there is none.
+    pub fn seek_last(&mut self) -> Result<bool, DecodeError> {
+        self.seek_last_less(|_| Ordering::Less)
+    }
+
+    /// To the last entry that `order` calls Less.
+    fn seek_last_less(&mut self, order: impl Fn(&[u8]) -> Ordering) -> Result<bool, DecodeError> {
+        if !self.to_restart(&order)? {
+            return Ok(false);
+        }
+        // Entries know only their successor: count the steps, then take one less.
+        let (key, value, next) = (self.key.clone(), self.value, self.next);
+        let mut steps = 0;
+        while self.advance()? && order(&self.key).is_lt() {
+            steps += 1;
+        }
+        (self.key, self.value, self.next) = (key, value, next);
+        for _ in 0..steps {
+            self.advance()?;
+        }
+        Ok(true)
+    }
+
+    /// To the last restart point that `order` calls Less; false if there is none.
+    fn to_restart(&mut self, order: impl Fn(&[u8]) -> Ordering) -> Result<bool, DecodeError> {
+        let (mut low, mut high) = (0, self.block.restarts);
+        while low < high {
+            let middle = (low + high) / 2;
+            if order(self.restart_key(middle)?).is_lt() { low = middle + 1 } else { high = middle }
+        }
+        if low == 0 {
+            return Ok(false);
+        }
+        self.key.clear();
+        self.next = self.block.restart(low - 1);
+        self.advance()
+    }
+
+    fn restart_key(&self, i: usize) -> Result<&[u8], DecodeError> {
+        let at = self.block.restart(i);
+        if at >= self.block.entries_end {
+            return Err(self.error("restart beyond the entries"));
+        }
+        let entry = self.entry(at)?;
+        if entry.shared != 0 {
+            return Err(self.error("restart shares a prefix"));
+        }
+        Ok(&self.block.data[entry.suffix.0..entry.suffix.1])
+    }
+
+    #[inline]
+    fn entry(&self, at: usize) -> Result<Entry, DecodeError> {
+        let data = &self.block.data[..self.block.entries_end];
+        let parse = || {
+            let mut at = at;
+            let shared = varint(data, &mut at)?;
+            let unshared = varint(data, &mut at)?;
+            let value_len = varint(data, &mut at)?;
+            let suffix_end = at.checked_add(unshared)?;
+            let value_end = suffix_end.checked_add(value_len).filter(|end| *end <= data.len())?;
+            Some(Entry { shared, suffix: (at, suffix_end), value: (suffix_end, value_end) })
+        };
+        parse().ok_or_else(|| DecodeError { what: "block entry", offset: at, why: "ends early" })
+    }
+
+    fn error(&self, why: &'static str) -> DecodeError {
+        DecodeError { what: "block entry", offset: self.next, why }
+    }
+}
+
+#[inline]
+fn varint(data: &[u8], at: &mut usize) -> Option<usize> {
+    let first = *data.get(*at)?;
+    *at += 1;
+    if first < 0x80 {
+        return Some(first as usize);
+    }
+    let mut value = (first & 0x7F) as usize;
+    for shift in [7, 14, 21, 28] {
+        let byte = *data.get(*at)?;
+        *at += 1;
+        value |= ((byte & 0x7F) as usize) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        prop::collection::btree_set(prop::collection::vec(0u8..3, 0..6), 1..60)
+            .prop_map(|set| set.into_iter().collect())
+    }
+
+    fn build(keys: &[Vec<u8>], interval: usize) -> Block {
+        let mut builder = BlockBuilder::new(interval);
+        for key in keys {
+            builder.add(key, &[key.clone(), key.clone()].concat());
+        }
+        Block::parse(Bytes::copy_from_slice(builder.finish())).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn every_seek_finds_what_a_linear_search_finds(
+            keys in keys(),
+            target in prop::collection::vec(0u8..3, 0..6),
+            interval in 1usize..5,
+        ) {
+            let mut cursor = BlockCursor::new(build(&keys, interval));
+            let found = cursor.seek(&target).unwrap().then(|| cursor.key().to_vec());
+            prop_assert_eq!(found.as_ref(), keys.iter().find(|key| **key >= target));
+            let found = cursor.seek_at_or_before(&target).unwrap().then(|| cursor.key().to_vec());
+            prop_assert_eq!(found.as_ref(), keys.iter().rfind(|key| **key <= target));
+            let found = cursor.seek_before(&target).unwrap().then(|| cursor.key().to_vec());
+            prop_assert_eq!(found.as_ref(), keys.iter().rfind(|key| **key < target));
+        }
+
+        #[test]
+        fn entries_come_back_in_order(keys in keys(), interval in 1usize..5) {
+            let mut cursor = BlockCursor::new(build(&keys, interval));
+            let mut at = cursor.first().unwrap();
+            for key in &keys {
+                prop_assert!(at);
+                prop_assert_eq!(cursor.key(), &key[..]);
+                prop_assert_eq!(cursor.value(), [&key[..], &key[..]].concat());
+                at = cursor.advance().unwrap();
+            }
+            prop_assert!(!at);
+        }
+
+        #[test]
+        fn any_bytes_are_walked_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..64), restarts in 1u32..4) {
+            let mut bytes = bytes;
+            bytes.put_u32_le(restarts);
+            let Ok(block) = Block::parse(bytes.into()) else { return Ok(()) };
+            let mut cursor = BlockCursor::new(block);
+            let mut at = cursor.first();
+            while matches!(at, Ok(true)) {
+                at = cursor.advance();
+            }
+            let _ = (cursor.seek(b"a"), cursor.seek_before(b"b"), cursor.seek_at_or_before(b""));
+        }
+    }
+}

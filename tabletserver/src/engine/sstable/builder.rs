@@ -1,0 +1,162 @@
+//! Entries in, the bytes of a file out. No IO.
+//!
+//! Invariants: (1) keys ascend strictly; (2) what `take_output` has returned is final: a file is written
+//! front to back.
+
+use bytes::Bytes;
+use uruk_proto::DecodeError;
+use uruk_proto::key::KeyRef;
+
+use super::super::config::EngineConfig;
+use super::block::{BlockBuilder, shared_prefix_len};
+use super::bloom;
+use super::format::{BlockPacker, Footer, Handle};
+use super::properties::Properties;
+
+/// Builds one file.
+pub struct TableBuilder {
+    block_bytes: usize,
+    bloom_bits_per_row: usize,
+    packer: BlockPacker,
+    out: Vec<u8>,
+    out_offset: u64,
+    data: BlockBuilder,
+    /// A separator for the data block under way: above every key before it, at or below its first.
+    data_separator: Vec<u8>,
+    partition: BlockBuilder,
+    partition_separator: Vec<u8>,
+    root: BlockBuilder,
+    row_hashes: Vec<u64>,
+    row_len: usize,
+    last_key: Vec<u8>,
+    properties: Properties,
+}
+
+/// A finished file.
+#[derive(Debug)]
+pub struct BuiltTable {
+    /// The bytes that `take_output` has not returned.
+    pub output: Bytes,
+    /// Length of the whole file.
+    pub bytes: u64,
+    /// What the file says about itself.
+    pub properties: Properties,
+}
+
+impl TableBuilder {
+    /// An empty file.
+    pub fn new(config: &EngineConfig) -> TableBuilder {
+        TableBuilder {
+            block_bytes: config.block_bytes,
+            bloom_bits_per_row: config.bloom_bits_per_row,
+            packer: BlockPacker::new(),
+            out: Vec::new(),
+            out_offset: 0,
+            data: BlockBuilder::new(config.block_restart_interval),
+            data_separator: Vec::new(),
+            partition: BlockBuilder::new(1),
+            partition_separator: Vec::new(),
+            root: BlockBuilder::new(1),
+            row_hashes: Vec::new(),
+            row_len: 0,
+            last_key: Vec::new(),
+            properties: Properties::empty(),
+        }
+    }
+
+    /// Adds an entry behind all others.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), DecodeError> {
+        assert!(self.last_key[..] < *key, "keys ascend");
+        let parts = KeyRef::parse(key)?;
+        if self.properties.entries() == 0 {
+            self.properties.key_min = Bytes::copy_from_slice(key);
+        }
+        if self.row_len == 0 || !key.starts_with(&self.last_key[..self.row_len]) {
+            self.row_len = parts.row_len;
+            self.row_hashes.push(bloom::row_hash(parts.row_prefix()));
+            self.properties.rows += 1;
+        }
+        if self.data.is_empty() && self.properties.entries() > 0 {
+            let separator = shared_prefix_len(&self.last_key, key) + 1;
+            self.data_separator.clear();
+            self.data_separator.extend_from_slice(&key[..separator]);
+        }
+        self.properties.add(parts.timestamp, parts.seq, parts.kind, key.len() + value.len());
+        self.last_key.clear();
+        self.last_key.extend_from_slice(key);
+        self.data.add(key, value);
+        if self.data.len() >= self.block_bytes {
+            self.finish_data_block();
+        }
+        Ok(())
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.properties.entries() == 0
+    }
+
+    /// Bytes that `take_output` would return.
+    pub fn output_len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// The bytes so far; the rest of the file follows them.
+    pub fn take_output(&mut self) -> Bytes {
+        self.out_offset += self.out.len() as u64;
+        std::mem::take(&mut self.out).into()
+    }
+
+    /// Ends the file.
+    pub fn finish(mut self) -> BuiltTable {
+        if !self.data.is_empty() {
+            self.finish_data_block();
+        }
+        if !self.partition.is_empty() {
+            self.finish_partition();
+        }
+        self.properties.key_max = Bytes::copy_from_slice(&self.last_key);
+        let mut filter = Handle { offset: self.offset(), len: 0 };
+        if self.bloom_bits_per_row > 0 {
+            let payload = bloom::build(&self.row_hashes, self.bloom_bits_per_row);
+            filter = self.put(&payload);
+        }
+        let mut payload = Vec::new();
+        self.properties.put(&mut payload);
+        let properties = self.put(&payload);
+        let payload = self.root.finish().to_vec();
+        let root = self.put(&payload);
+        Footer { filter, properties, root }.put(&mut self.out);
+        let bytes = self.offset();
+        BuiltTable { output: self.out.into(), bytes, properties: self.properties }
+    }
+
+    fn finish_data_block(&mut self) {
+        let offset = self.offset();
+        let handle = self.packer.put(&mut self.out, offset, self.data.finish());
+        self.data.clear();
+        if self.partition.is_empty() {
+            self.partition_separator.clone_from(&self.data_separator);
+        }
+        self.partition.add(&self.data_separator, &handle.pack());
+        if self.partition.len() >= self.block_bytes {
+            self.finish_partition();
+        }
+    }
+
+    fn finish_partition(&mut self) {
+        let offset = self.offset();
+        let handle = self.packer.put(&mut self.out, offset, self.partition.finish());
+        self.partition.clear();
+        self.root.add(&self.partition_separator, &handle.pack());
+    }
+
+    fn put(&mut self, payload: &[u8]) -> Handle {
+        let offset = self.offset();
+        self.packer.put(&mut self.out, offset, payload)
+    }
+
+    fn offset(&self) -> u64 {
+        self.out_offset + self.out.len() as u64
+    }
+}

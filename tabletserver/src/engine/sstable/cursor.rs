@@ -1,0 +1,416 @@
+//! Walks a file's entries within a key range.
+//!
+//! The cursor never waits: when it needs a piece of the file that is not in memory it stops with
+//! [`CursorState::Blocked`]; [`FileCursor::load`] fetches the piece and goes on. So the loops above it
+//! are plain synchronous code as long as blocks are cached.
+//!
+//! A scan that runs on from block to block reads ahead: it fetches a window of adjacent blocks in one
+//! read, doubling up to a limit, and unpacks them as it reaches them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use uruk_proto::DecodeError;
+
+use super::super::error::EngineError;
+use super::block::{Block, BlockCursor};
+use super::file::{FileHandle, Tail};
+use super::format::Handle;
+
+/// Where a cursor stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CursorState {
+    /// On an entry.
+    At,
+    /// Behind the last entry of its range (or before the first, for `seek_before`).
+    End,
+    /// It needs a piece of the file.
+    Blocked,
+}
+
+/// How a cursor reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadOptions {
+    /// Whether blocks that were read stay in the cache.
+    pub fill_cache: bool,
+    /// Size of the first window that is read ahead.
+    pub readahead_bytes_min: usize,
+    /// Largest window; 0 reads nothing ahead.
+    pub readahead_bytes_max: usize,
+}
+
+/// What the cursor is on its way to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Goal {
+    /// First entry at or after `target`.
+    AtOrAfter,
+    /// Last entry before `target`.
+    Before,
+    /// First entry of the next block.
+    Next,
+}
+
+/// Which piece comes next on that way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Tail,
+    Partition(Handle),
+    Data(Handle),
+}
+
+/// A cursor over one file.
+#[derive(Debug)]
+pub struct FileCursor {
+    file: Arc<FileHandle>,
+    options: ReadOptions,
+    state: CursorState,
+    goal: Goal,
+    stage: Stage,
+    target: Vec<u8>,
+    upper: Vec<u8>,
+    row_hash: Option<u64>,
+    root: Option<BlockCursor>,
+    partition: Option<(Handle, BlockCursor)>,
+    data: Option<(Handle, BlockCursor)>,
+    /// Loaded and not yet used.
+    loaded: Option<(Handle, Block)>,
+    window: Bytes,
+    window_offset: u64,
+    window_bytes: usize,
+    /// Blocks that were reached from the one before and had to be read.
+    sequential: u32,
+}
+
+impl FileCursor {
+    /// A cursor, not positioned. Reads nothing.
+    pub fn new(file: Arc<FileHandle>, options: ReadOptions) -> FileCursor {
+        FileCursor {
+            file,
+            options,
+            state: CursorState::End,
+            goal: Goal::AtOrAfter,
+            stage: Stage::Tail,
+            target: Vec::new(),
+            upper: Vec::new(),
+            row_hash: None,
+            root: None,
+            partition: None,
+            data: None,
+            loaded: None,
+            window: Bytes::new(),
+            window_offset: 0,
+            window_bytes: options.readahead_bytes_min,
+            sequential: 0,
+        }
+    }
+
+    /// Where it stands.
+    #[inline]
+    pub fn state(&self) -> CursorState {
+        self.state
+    }
+
+    /// The current key.
+    #[inline]
+    pub fn key(&self) -> &[u8] {
+        self.data.as_ref().map_or(&[], |(_, data)| data.key())
+    }
+
+    /// The current value.
+    #[inline]
+    pub fn value(&self) -> &[u8] {
+        self.data.as_ref().map_or(&[], |(_, data)| data.value())
+    }
+
+    /// To the first entry in `[target, upper)` (upper empty: no bound). `row_hash`: the range is
+    /// this one row; a file whose filter excludes it has none.
+    pub fn seek(&mut self, target: &[u8], upper: &[u8], row_hash: Option<u64>) -> Result<(), EngineError> {
+        self.row_hash = row_hash;
+        self.upper.clear();
+        self.upper.extend_from_slice(lesser_bound(upper, self.file.high()));
+        self.seek_within(target)
+    }
+
+    /// To the first entry at or after `target`, under the bound of the last `seek`.
+    pub fn seek_within(&mut self, target: &[u8]) -> Result<(), EngineError> {
+        self.goal = Goal::AtOrAfter;
+        self.target.clear();
+        self.target.extend_from_slice(target.max(self.file.low()));
+        self.start()
+    }
+
+    /// To the last entry before `bound` (empty: no bound) and at or after `low`.
+    pub fn seek_before(&mut self, bound: &[u8], low: &[u8]) -> Result<(), EngineError> {
+        self.row_hash = None;
+        self.goal = Goal::Before;
+        self.target.clear();
+        self.target.extend_from_slice(lesser_bound(bound, self.file.high()));
+        // The lower bound stands in for the upper one, which this direction has no use for.
+        self.upper.clear();
+        self.upper.extend_from_slice(low.max(self.file.low()));
+        self.start()
+    }
+
+    /// To the next entry.
+    #[inline]
+    pub fn advance(&mut self) -> Result<(), EngineError> {
+        debug_assert_eq!(self.state, CursorState::At);
+        let (handle, data) = self.data.as_mut().expect("a positioned cursor has a block");
+        match data.advance() {
+            Ok(true) => {
+                if !self.upper.is_empty() && *data.key() >= self.upper[..] {
+                    self.state = CursorState::End;
+                }
+                Ok(())
+            }
+            Ok(false) => self.next_block(),
+            Err(error) => Err(self.file.file.damaged(handle.offset, &error)),
+        }
+    }
+
+    /// Fetches what a blocked cursor needs, and goes on.
+    pub async fn load(&mut self) -> Result<(), EngineError> {
+        debug_assert_eq!(self.state, CursorState::Blocked);
+        let handle = match self.stage {
+            Stage::Tail => {
+                self.file.file.open().await?;
+                return self.run();
+            }
+            Stage::Partition(handle) | Stage::Data(handle) => handle,
+        };
+        if self.reads_ahead() {
+            self.load_window(handle).await?;
+        } else {
+            let block = match self.options.fill_cache {
+                true => self.file.file.block(handle).await?,
+                false => self.file.file.block_uncached(handle).await?,
+            };
+            self.loaded = Some((handle, block));
+        }
+        self.run()
+    }
+
+    /// The error for an entry of the current block that makes no sense.
+    pub fn damaged(&self, error: &DecodeError) -> EngineError {
+        self.file.file.damaged(self.data.as_ref().map_or(0, |(handle, _)| handle.offset), error)
+    }
+
+    fn reads_ahead(&mut self) -> bool {
+        match self.goal {
+            Goal::Next => self.sequential += 1,
+            Goal::AtOrAfter | Goal::Before => {}
+        }
+        self.options.readahead_bytes_max > 0
+            && self.goal == Goal::Next
+            && (self.sequential >= 2 || self.options.readahead_bytes_min == self.options.readahead_bytes_max)
+    }
+
+    async fn load_window(&mut self, handle: Handle) -> Result<(), EngineError> {
+        let blocks_end = self.file.file.tail().map_or(handle.end(), |tail| tail.blocks_end);
+        let wanted = (self.window_bytes as u64).max(u64::from(handle.len));
+        let len = wanted.min(blocks_end.saturating_sub(handle.offset)).max(u64::from(handle.len));
+        self.file.file.count_miss();
+        self.window = self.file.file.read(handle.offset, len).await?;
+        self.window_offset = handle.offset;
+        self.window_bytes = (self.window_bytes * 2).clamp(1, self.options.readahead_bytes_max);
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), EngineError> {
+        self.stage = Stage::Tail;
+        self.sequential = 0;
+        self.run()
+    }
+
+    fn next_block(&mut self) -> Result<(), EngineError> {
+        self.goal = Goal::Next;
+        match self.next_data_handle()? {
+            Some(stage) => {
+                self.stage = stage;
+                self.run()
+            }
+            None => {
+                self.state = CursorState::End;
+                Ok(())
+            }
+        }
+    }
+
+    fn next_data_handle(&mut self) -> Result<Option<Stage>, EngineError> {
+        let (at, partition) = self.partition.as_mut().expect("a data block was found through a partition");
+        let at = at.offset;
+        if partition.advance().map_err(|error| self.file.file.damaged(at, &error))? {
+            return self.partition_entry().map(|handle| Some(Stage::Data(handle)));
+        }
+        let root = self.root.as_mut().expect("a partition was found through the root");
+        if root.advance().map_err(|error| self.file.file.damaged(0, &error))? {
+            return self.root_entry().map(|handle| Some(Stage::Partition(handle)));
+        }
+        Ok(None)
+    }
+
+    /// Goes on until it stands somewhere, or needs a piece that is not in memory.
+    fn run(&mut self) -> Result<(), EngineError> {
+        loop {
+            let next = match self.stage {
+                Stage::Tail => self.run_tail()?,
+                Stage::Partition(handle) => self.run_partition(handle)?,
+                Stage::Data(handle) => self.run_data(handle)?,
+            };
+            match next {
+                Run::Stage(stage) => self.stage = stage,
+                Run::NextBlock => {
+                    self.goal = Goal::Next;
+                    match self.next_data_handle()? {
+                        Some(stage) => self.stage = stage,
+                        None => break self.state = CursorState::End,
+                    }
+                }
+                Run::Stop(state) => break self.state = state,
+            }
+        }
+        Ok(())
+    }
+
+    fn run_tail(&mut self) -> Result<Run, EngineError> {
+        let file = self.file.clone();
+        let Some(tail) = file.file.tail() else { return Ok(Run::Stop(CursorState::Blocked)) };
+        if self.misses(tail) {
+            return Ok(Run::Stop(CursorState::End));
+        }
+        let root = self.root.get_or_insert_with(|| BlockCursor::new(tail.root.clone()));
+        let found = match self.goal {
+            Goal::AtOrAfter => root.seek_at_or_before(&self.target),
+            Goal::Before if self.target.is_empty() => root.seek_last(),
+            Goal::Before => root.seek_before(&self.target),
+            Goal::Next => Ok(false),
+        };
+        // The first separator is empty, so something is found, but trust no file.
+        let found = found.and_then(|found| if found { Ok(true) } else { root.first() });
+        match found.map_err(|error| file.file.damaged(tail.blocks_end, &error))? {
+            true => Ok(Run::Stage(Stage::Partition(self.root_entry()?))),
+            false => Ok(Run::Stop(CursorState::End)),
+        }
+    }
+
+    /// Whether filter or key range exclude that the file has what is sought.
+    fn misses(&self, tail: &Tail) -> bool {
+        let properties = &tail.properties;
+        match self.goal {
+            Goal::Before => {
+                (!self.target.is_empty() && properties.key_min[..] >= self.target[..])
+                    || properties.key_max[..] < self.upper[..]
+            }
+            Goal::AtOrAfter | Goal::Next => {
+                properties.key_max[..] < self.target[..]
+                    || (!self.upper.is_empty() && properties.key_min[..] >= self.upper[..])
+                    || matches!((self.row_hash, &tail.filter), (Some(hash), Some(filter)) if !filter.may_contain(hash))
+            }
+        }
+    }
+
+    fn run_partition(&mut self, handle: Handle) -> Result<Run, EngineError> {
+        if self.partition.as_ref().is_none_or(|(at, _)| *at != handle) {
+            let Some(block) = self.fetch(handle)? else { return Ok(Run::Stop(CursorState::Blocked)) };
+            replace(&mut self.partition, handle, block);
+        }
+        let (_, partition) = self.partition.as_mut().expect("just set");
+        let found = match self.goal {
+            Goal::AtOrAfter => partition.seek_at_or_before(&self.target),
+            Goal::Before if self.target.is_empty() => partition.seek_last(),
+            Goal::Before => partition.seek_before(&self.target),
+            Goal::Next => Ok(false),
+        };
+        let found = found.and_then(|found| if found { Ok(true) } else { partition.first() });
+        match found.map_err(|error| self.file.file.damaged(handle.offset, &error))? {
+            true => Ok(Run::Stage(Stage::Data(self.partition_entry()?))),
+            false => Ok(Run::NextBlock),
+        }
+    }
+
+    fn run_data(&mut self, handle: Handle) -> Result<Run, EngineError> {
+        if self.data.as_ref().is_none_or(|(at, _)| *at != handle) {
+            let Some(block) = self.fetch(handle)? else { return Ok(Run::Stop(CursorState::Blocked)) };
+            replace(&mut self.data, handle, block);
+        }
+        let (_, data) = self.data.as_mut().expect("just set");
+        let found = match self.goal {
+            Goal::AtOrAfter => data.seek(&self.target),
+            Goal::Before if self.target.is_empty() => data.seek_last(),
+            Goal::Before => data.seek_before(&self.target),
+            Goal::Next => data.first(),
+        };
+        let found = found.map_err(|error| self.file.file.damaged(handle.offset, &error))?;
+        let beyond = match self.goal {
+            Goal::Before => *data.key() < self.upper[..],
+            Goal::AtOrAfter | Goal::Next => !self.upper.is_empty() && *data.key() >= self.upper[..],
+        };
+        Ok(match (found, self.goal) {
+            (true, _) if beyond => Run::Stop(CursorState::End),
+            (true, _) => Run::Stop(CursorState::At),
+            // Separators are at or below a block's first key: only the first block can be without.
+            (false, Goal::Before) => Run::Stop(CursorState::End),
+            (false, Goal::AtOrAfter | Goal::Next) => Run::NextBlock,
+        })
+    }
+
+    /// A block that is in memory.
+    fn fetch(&mut self, handle: Handle) -> Result<Option<Block>, EngineError> {
+        if let Some((at, block)) = self.loaded.take()
+            && at == handle
+        {
+            return Ok(Some(block));
+        }
+        if let Some(block) = self.file.file.cached(handle) {
+            return Ok(Some(block));
+        }
+        let window_end = self.window_offset + self.window.len() as u64;
+        if handle.offset < self.window_offset || handle.end() > window_end {
+            return Ok(None);
+        }
+        let at = (handle.offset - self.window_offset) as usize;
+        let block = self.file.file.unpack(handle, &self.window[at..at + handle.len as usize])?;
+        if self.options.fill_cache {
+            self.file.file.keep(handle, block.clone());
+        }
+        Ok(Some(block))
+    }
+
+    fn root_entry(&self) -> Result<Handle, EngineError> {
+        self.entry(self.root.as_ref().map_or(&[], BlockCursor::value))
+    }
+
+    fn partition_entry(&self) -> Result<Handle, EngineError> {
+        self.entry(self.partition.as_ref().map_or(&[], |(_, partition)| partition.value()))
+    }
+
+    fn entry(&self, value: &[u8]) -> Result<Handle, EngineError> {
+        let limit = self.file.file.tail().map_or(0, |tail| tail.blocks_end);
+        Handle::unpack(value, limit).map_err(|error| self.file.file.damaged(limit, &error))
+    }
+}
+
+enum Run {
+    Stage(Stage),
+    NextBlock,
+    Stop(CursorState),
+}
+
+fn replace(slot: &mut Option<(Handle, BlockCursor)>, handle: Handle, block: Block) {
+    match slot {
+        Some((at, cursor)) => {
+            *at = handle;
+            cursor.set_block(block);
+        }
+        None => *slot = Some((handle, BlockCursor::new(block))),
+    }
+}
+
+/// The lower of two upper bounds; an empty one is no bound.
+fn lesser_bound<'a>(a: &'a [u8], b: &'a [u8]) -> &'a [u8] {
+    match (a.is_empty(), b.is_empty()) {
+        (true, _) => b,
+        (_, true) => a,
+        (false, false) => a.min(b),
+    }
+}

@@ -1,0 +1,254 @@
+//! Open files and their blocks.
+//!
+//! A [`SstableFile`] is one file of the object store, shared by all tablets that name it; a
+//! [`FileHandle`] is one tablet's reference to it, clipped to that tablet's rows. Opening is lazy: the
+//! tail (filter, properties, index root) is read when the first reader needs it, in one ranged read.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use uruk_proto::master::FileRef;
+use uruk_proto::{DecodeError, key};
+
+use super::super::cache::{BlockCache, BlockId};
+use super::super::error::EngineError;
+use super::block::Block;
+use super::bloom::Bloom;
+use super::format::{FOOTER_BYTES, Footer, Handle, unpack_block, unpack_payload};
+use super::properties::Properties;
+
+/// What a first read takes of a file's end beyond its filter: index root, properties, footer.
+const TAIL_EXTRA_BYTES: u64 = 8 << 10;
+const TAIL_BYTES_MAX: u64 = 2 << 20;
+
+/// The files that some tablet of this process names.
+pub struct FileTable {
+    store: Arc<dyn ObjectStore>,
+    cache: Arc<BlockCache>,
+    next_number: AtomicU64,
+    files: Mutex<HashMap<Path, Weak<SstableFile>>>,
+}
+
+impl FileTable {
+    /// Nobody names a file yet.
+    pub fn new(store: Arc<dyn ObjectStore>, cache: Arc<BlockCache>) -> FileTable {
+        FileTable { store, cache, next_number: AtomicU64::new(1), files: Mutex::default() }
+    }
+
+    /// Where the files are.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// A tablet's handle on a file. Reads nothing.
+    pub fn handle(&self, reference: &FileRef) -> Result<FileHandle, EngineError> {
+        let path = Path::parse(&reference.path)
+            .map_err(|error| EngineError::Store { file: reference.path.clone(), why: error.to_string() })?;
+        let mut files = self.files.lock();
+        let file = match files.get(&path).and_then(Weak::upgrade) {
+            Some(file) => file,
+            None => {
+                // Amortized: the table doubles before it is swept.
+                if files.len() == files.capacity() {
+                    files.retain(|_, file| file.strong_count() > 0);
+                }
+                let file = Arc::new(self.file(path.clone(), reference));
+                files.insert(path, Arc::downgrade(&file));
+                file
+            }
+        };
+        Ok(FileHandle::new(file, reference.clone()))
+    }
+
+    fn file(&self, path: Path, reference: &FileRef) -> SstableFile {
+        SstableFile {
+            number: self.next_number.fetch_add(1, Ordering::Relaxed),
+            path,
+            bytes: reference.bytes,
+            cells: reference.cells,
+            store: self.store.clone(),
+            cache: self.cache.clone(),
+            tail: OnceCell::new(),
+        }
+    }
+}
+
+impl fmt::Debug for FileTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileTable").field("files", &self.files.lock().len()).finish_non_exhaustive()
+    }
+}
+
+/// One tablet's reference to a file.
+#[derive(Debug)]
+pub struct FileHandle {
+    /// The file.
+    pub file: Arc<SstableFile>,
+    /// As the meta row names it.
+    pub reference: FileRef,
+    low: Vec<u8>,
+    high: Vec<u8>,
+}
+
+impl FileHandle {
+    fn new(file: Arc<SstableFile>, reference: FileRef) -> FileHandle {
+        let (low, high) = (key::row_lower_bound(&reference.low), key::row_lower_bound(&reference.high));
+        FileHandle { file, reference, low, high }
+    }
+
+    /// First key that the reference covers; empty for no bound.
+    pub fn low(&self) -> &[u8] {
+        &self.low
+    }
+
+    /// First key beyond what the reference covers; empty for no bound.
+    pub fn high(&self) -> &[u8] {
+        &self.high
+    }
+}
+
+/// What is kept of an open file.
+#[derive(Debug)]
+pub struct Tail {
+    /// Index of the index partitions.
+    pub root: Block,
+    /// The rows, if the file was written with a filter.
+    pub filter: Option<Bloom>,
+    /// What the file says about itself.
+    pub properties: Properties,
+    /// End of the blocks that the index names.
+    pub blocks_end: u64,
+}
+
+/// One file, opened when first needed.
+pub struct SstableFile {
+    number: u64,
+    path: Path,
+    bytes: u64,
+    cells: u64,
+    store: Arc<dyn ObjectStore>,
+    cache: Arc<BlockCache>,
+    tail: OnceCell<Tail>,
+}
+
+impl SstableFile {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its tail, if it was opened.
+    pub fn tail(&self) -> Option<&Tail> {
+        self.tail.get()
+    }
+
+    /// Opens it, once however many wait.
+    pub async fn open(&self) -> Result<&Tail, EngineError> {
+        self.tail.get_or_try_init(|| self.read_tail()).await
+    }
+
+    /// A block that is in memory.
+    pub fn cached(&self, handle: Handle) -> Option<Block> {
+        self.cache.get(self.block_id(handle))
+    }
+
+    /// A block, through the cache.
+    pub async fn block(&self, handle: Handle) -> Result<Block, EngineError> {
+        self.cache.get_or_load(self.block_id(handle), self.read_block(handle)).await
+    }
+
+    /// Counts a read around the cache.
+    pub fn count_miss(&self) {
+        self.cache.count_miss();
+    }
+
+    /// A block, around the cache.
+    pub async fn block_uncached(&self, handle: Handle) -> Result<Block, EngineError> {
+        self.cache.count_miss();
+        self.read_block(handle).await
+    }
+
+    /// Adds a block that was read ahead to the cache.
+    pub fn keep(&self, handle: Handle, block: Block) {
+        self.cache.insert(self.block_id(handle), block);
+    }
+
+    /// Stored bytes at `offset`.
+    pub async fn read(&self, offset: u64, len: u64) -> Result<Bytes, EngineError> {
+        let end = offset + len;
+        let bytes = self.store.get_range(&self.path, offset..end).await;
+        let bytes = bytes.map_err(|error| EngineError::from_store(&self.path, error))?;
+        if bytes.len() as u64 != len {
+            return Err(self.corrupt(offset, format!("{} of {len} bytes are there", bytes.len())));
+        }
+        Ok(bytes)
+    }
+
+    /// Checks and unpacks a stored block.
+    pub fn unpack(&self, handle: Handle, stored: &[u8]) -> Result<Block, EngineError> {
+        unpack_block(stored, handle.offset).map_err(|error| self.damaged(handle.offset, &error))
+    }
+
+    /// The error for what cannot be decoded in the block at `offset`.
+    pub fn damaged(&self, offset: u64, error: &DecodeError) -> EngineError {
+        self.corrupt(offset, error.to_string())
+    }
+
+    fn corrupt(&self, offset: u64, what: String) -> EngineError {
+        EngineError::Corrupt { file: self.path.to_string(), offset, what }
+    }
+
+    fn block_id(&self, handle: Handle) -> BlockId {
+        BlockId { file: self.number, offset: handle.offset }
+    }
+
+    async fn read_block(&self, handle: Handle) -> Result<Block, EngineError> {
+        let stored = self.read(handle.offset, u64::from(handle.len)).await?;
+        self.unpack(handle, &stored)
+    }
+
+    async fn read_tail(&self) -> Result<Tail, EngineError> {
+        if self.bytes < FOOTER_BYTES as u64 {
+            return Err(self.corrupt(0, format!("{} bytes are too few for a table file", self.bytes)));
+        }
+        // The filter takes at most 10 bits a cell (by default); a wrong guess costs a second read.
+        let guess = (self.cells + self.cells / 4 + TAIL_EXTRA_BYTES).min(TAIL_BYTES_MAX);
+        let mut start = self.bytes.saturating_sub(guess.max(FOOTER_BYTES as u64));
+        let mut tail = self.read(start, self.bytes - start).await?;
+        let footer_at = self.bytes - FOOTER_BYTES as u64;
+        let footer = Footer::parse(&tail, self.bytes).map_err(|error| self.damaged(footer_at, &error))?;
+        if footer.filter.offset < start {
+            start = footer.filter.offset;
+            tail = self.read(start, self.bytes - start).await?;
+        }
+        let payload = |handle: Handle| {
+            let at = (handle.offset - start) as usize;
+            unpack_payload(&tail[at..at + handle.len as usize], handle.offset)
+                .map_err(|error| self.damaged(handle.offset, &error))
+        };
+        let damaged = |handle: Handle| move |error| self.damaged(handle.offset, &error);
+        let filter = match footer.filter.len {
+            0 => None,
+            _ => Some(Bloom::parse(payload(footer.filter)?).map_err(damaged(footer.filter))?),
+        };
+        Ok(Tail {
+            root: Block::parse(payload(footer.root)?).map_err(damaged(footer.root))?,
+            filter,
+            properties: Properties::parse(payload(footer.properties)?).map_err(damaged(footer.properties))?,
+            blocks_end: footer.filter.offset,
+        })
+    }
+}
+
+impl fmt::Debug for SstableFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SstableFile({})", self.path)
+    }
+}

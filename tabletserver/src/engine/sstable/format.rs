@@ -1,0 +1,236 @@
+//! The SSTable format: constants, footer, handles, and what surrounds a stored block.
+//!
+//! Invariants: (1) every byte of a file lies under a CRC-32 or is compared with a constant; (2) a
+//! block's checksum covers its place in the file, so that a good block at a wrong place is refused.
+
+use bytes::{BufMut, Bytes};
+use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+use uruk_proto::DecodeError;
+
+use super::block::Block;
+
+/// Last eight bytes of every file: "URUK-SST".
+pub const MAGIC: [u8; 8] = *b"URUK-SST";
+/// The version that this code writes, and the only one that it reads.
+pub const VERSION: u32 = 1;
+/// Bytes of the footer.
+pub const FOOTER_BYTES: usize = 3 * HANDLE_BYTES + 4 + 4 + 8;
+/// Bytes behind a stored block's payload: compression, CRC-32.
+pub const TRAILER_BYTES: usize = 5;
+/// Largest block, unpacked: a value of 100 MiB with its key.
+pub const BLOCK_BYTES_MAX: usize = 128 << 20;
+const HANDLE_BYTES: usize = 12;
+
+/// The payload is the block.
+const COMPRESSION_RAW: u8 = 0;
+/// The payload is the block's length (u32, little endian) and one lz4 block.
+const COMPRESSION_LZ4: u8 = 1;
+
+/// Where a stored block lies; `len` covers its trailer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Handle {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes, trailer included; 0 means that there is no such block.
+    pub len: u32,
+}
+
+impl Handle {
+    /// First byte behind it.
+    pub fn end(self) -> u64 {
+        self.offset + u64::from(self.len)
+    }
+
+    /// The form that index entries carry as their value.
+    pub fn pack(self) -> [u8; HANDLE_BYTES] {
+        let mut out = [0; HANDLE_BYTES];
+        out[..8].copy_from_slice(&self.offset.to_le_bytes());
+        out[8..].copy_from_slice(&self.len.to_le_bytes());
+        out
+    }
+
+    /// Reads the packed form; the block must end at or before `limit`.
+    pub fn unpack(bytes: &[u8], limit: u64) -> Result<Handle, DecodeError> {
+        let error = |why| DecodeError { what: "block handle", offset: 0, why };
+        let bytes: &[u8; HANDLE_BYTES] = bytes.try_into().map_err(|_| error("is not 12 bytes"))?;
+        let (offset, len) = bytes.split_at(8);
+        let offset = u64::from_le_bytes(offset.try_into().expect("8 of 12 bytes"));
+        let len = u32::from_le_bytes(len.try_into().expect("4 of 12 bytes"));
+        match offset.checked_add(u64::from(len)) {
+            Some(end) if end <= limit => Ok(Handle { offset, len }),
+            _ => Err(error("reaches beyond its limit")),
+        }
+    }
+}
+
+/// The end of a file: where to find everything else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Footer {
+    /// The bloom filter; `len` 0 without one. Everything from here on is the tail.
+    pub filter: Handle,
+    /// The properties.
+    pub properties: Handle,
+    /// The root of the index.
+    pub root: Handle,
+}
+
+impl Footer {
+    /// Appends the footer.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        for handle in [self.filter, self.properties, self.root] {
+            out.put_slice(&handle.pack());
+        }
+        out.put_u32_le(VERSION);
+        let crc = crc32fast::hash(&out[start..]);
+        out.put_u32_le(crc);
+        out.put_slice(&MAGIC);
+    }
+
+    /// Reads the footer of a file of `file_bytes`, given its last bytes.
+    pub fn parse(tail: &[u8], file_bytes: u64) -> Result<Footer, DecodeError> {
+        let error = |why| DecodeError { what: "footer", offset: 0, why };
+        let at = tail.len().checked_sub(FOOTER_BYTES).ok_or_else(|| error("ends early"))?;
+        let footer = &tail[at..];
+        let (body, magic) = footer.split_at(FOOTER_BYTES - MAGIC.len());
+        if magic != MAGIC {
+            return Err(error("not a table file (magic number)"));
+        }
+        let (body, crc) = body.split_at(body.len() - 4);
+        if crc32fast::hash(body).to_le_bytes() != crc {
+            return Err(error("checksum mismatch"));
+        }
+        let (handles, version) = body.split_at(3 * HANDLE_BYTES);
+        if version != VERSION.to_le_bytes() {
+            return Err(error("written in a format version that this program does not know"));
+        }
+        let limit = file_bytes.saturating_sub(FOOTER_BYTES as u64);
+        let handle = |i: usize| Handle::unpack(&handles[i * HANDLE_BYTES..(i + 1) * HANDLE_BYTES], limit);
+        let footer = Footer { filter: handle(0)?, properties: handle(1)?, root: handle(2)? };
+        let in_order = footer.filter.end() == footer.properties.offset && footer.properties.end() == footer.root.offset;
+        if !in_order || footer.root.end() != limit {
+            return Err(error("its blocks do not fill the tail"));
+        }
+        Ok(footer)
+    }
+}
+
+/// Packs blocks for storage; keeps its working memory.
+pub struct BlockPacker {
+    table: CompressTable,
+    scratch: Vec<u8>,
+}
+
+impl BlockPacker {
+    /// A packer.
+    pub fn new() -> BlockPacker {
+        BlockPacker { table: CompressTable::small(), scratch: Vec::new() }
+    }
+
+    /// Appends `payload` as a stored block, which will lie at `offset`: lz4, or raw where that saves
+    /// less than an eighth.
+    pub fn put(&mut self, out: &mut Vec<u8>, offset: u64, payload: &[u8]) -> Handle {
+        assert!(payload.len() <= BLOCK_BYTES_MAX, "a block holds at most one value beyond its target size");
+        let start = out.len();
+        self.scratch.resize(get_maximum_output_size(payload.len()), 0);
+        let packed = compress_into_with_table(payload, &mut self.scratch, &mut self.table)
+            .expect("the output has the size that lz4 may need");
+        if 4 + packed <= payload.len() - payload.len() / 8 {
+            out.put_u32_le(payload.len() as u32);
+            out.put_slice(&self.scratch[..packed]);
+            out.put_u8(COMPRESSION_LZ4);
+        } else {
+            out.put_slice(payload);
+            out.put_u8(COMPRESSION_RAW);
+        }
+        let crc = checksum(&out[start..], offset);
+        out.put_u32_le(crc);
+        Handle { offset, len: (out.len() - start) as u32 }
+    }
+}
+
+fn checksum(payload_and_compression: &[u8], offset: u64) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(payload_and_compression);
+    hasher.update(&offset.to_le_bytes());
+    hasher.finalize()
+}
+
+/// Checks and unpacks a stored block that lies at `offset`. The result owns its memory.
+pub fn unpack_payload(stored: &[u8], offset: u64) -> Result<Bytes, DecodeError> {
+    let error = |why| DecodeError { what: "block", offset: 0, why };
+    let split = stored.len().checked_sub(4).filter(|at| *at >= 1).ok_or_else(|| error("ends early"))?;
+    let (body, crc) = stored.split_at(split);
+    if checksum(body, offset).to_le_bytes() != crc {
+        return Err(error("checksum mismatch"));
+    }
+    let (payload, compression) = body.split_at(body.len() - 1);
+    match compression[0] {
+        COMPRESSION_RAW => Ok(Bytes::copy_from_slice(payload)),
+        COMPRESSION_LZ4 => {
+            let (len, packed) = payload.split_at_checked(4).ok_or_else(|| error("ends early"))?;
+            let len = u32::from_le_bytes(len.try_into().expect("4 bytes")) as usize;
+            if len > BLOCK_BYTES_MAX {
+                return Err(error("longer than a block may be"));
+            }
+            let mut block = vec![0; len];
+            match decompress_into(packed, &mut block) {
+                Ok(n) if n == len => Ok(block.into()),
+                _ => Err(error("does not decompress")),
+            }
+        }
+        _ => Err(error("unknown compression")),
+    }
+}
+
+/// Checks and unpacks a stored block of entries.
+pub fn unpack_block(stored: &[u8], offset: u64) -> Result<Block, DecodeError> {
+    Block::parse(unpack_payload(stored, offset)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_block_is_refused_at_another_place() {
+        let mut out = Vec::new();
+        let handle = BlockPacker::new().put(&mut out, 7, &[5; 1000]);
+        assert!(handle.len < 100, "equal bytes are packed");
+        assert_eq!(unpack_payload(&out, 7).unwrap(), vec![5; 1000]);
+        assert_eq!(unpack_payload(&out, 8).unwrap_err().why, "checksum mismatch");
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_stored_raw() {
+        let mut random = 1u64;
+        let noise: Vec<u8> = (0..1000)
+            .map(|_| {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+                (random >> 56) as u8
+            })
+            .collect();
+        let mut out = Vec::new();
+        let handle = BlockPacker::new().put(&mut out, 0, &noise);
+        assert_eq!(handle.len as usize, noise.len() + TRAILER_BYTES);
+        assert_eq!(unpack_payload(&out, 0).unwrap(), noise);
+    }
+
+    #[test]
+    fn a_footer_of_another_version_is_refused() {
+        let footer = Footer {
+            filter: Handle { offset: 0, len: 10 },
+            properties: Handle { offset: 10, len: 5 },
+            root: Handle { offset: 15, len: 5 },
+        };
+        let mut bytes = Vec::new();
+        footer.put(&mut bytes);
+        assert_eq!(bytes.len(), FOOTER_BYTES);
+        assert_eq!(Footer::parse(&bytes, 20 + FOOTER_BYTES as u64), Ok(footer));
+        bytes[3 * HANDLE_BYTES] += 1;
+        let crc = crc32fast::hash(&bytes[..3 * HANDLE_BYTES + 4]);
+        bytes[3 * HANDLE_BYTES + 4..][..4].copy_from_slice(&crc.to_le_bytes());
+        let error = Footer::parse(&bytes, 20 + FOOTER_BYTES as u64).unwrap_err();
+        assert_eq!(error.why, "written in a format version that this program does not know");
+    }
+}

@@ -1,0 +1,136 @@
+//! What a file says about itself.
+
+use bytes::{BufMut, Bytes};
+use uruk_proto::codec::{Reader, put_bytes, put_varint};
+use uruk_proto::key::{self, Kind};
+use uruk_proto::{DecodeError, SeqNo};
+
+/// Counts and bounds of a file's entries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Properties {
+    /// The first key.
+    pub key_min: Bytes,
+    /// The last key.
+    pub key_max: Bytes,
+    /// Smallest timestamp of a cell; `i64::MAX` without cells.
+    pub timestamp_min: i64,
+    /// Largest timestamp of a cell; `i64::MIN` without cells.
+    pub timestamp_max: i64,
+    /// Smallest sequence number.
+    pub seq_min: SeqNo,
+    /// Largest sequence number.
+    pub seq_max: SeqNo,
+    /// Cells.
+    pub cells: u64,
+    /// Deletions of every kind.
+    pub deletions: u64,
+    /// Rows with any entry.
+    pub rows: u64,
+    /// Bytes of all keys and values.
+    pub raw_bytes: u64,
+}
+
+impl Properties {
+    /// Of a file without entries.
+    pub fn empty() -> Properties {
+        Properties {
+            key_min: Bytes::new(),
+            key_max: Bytes::new(),
+            timestamp_min: i64::MAX,
+            timestamp_max: i64::MIN,
+            seq_min: SeqNo::MAX,
+            seq_max: SeqNo::ZERO,
+            cells: 0,
+            deletions: 0,
+            rows: 0,
+            raw_bytes: 0,
+        }
+    }
+
+    /// Counts an entry (but neither its row nor its key as a bound).
+    pub fn add(&mut self, timestamp: i64, seq: SeqNo, kind: Kind, bytes: usize) {
+        match kind {
+            Kind::Cell => {
+                self.cells += 1;
+                self.timestamp_min = self.timestamp_min.min(timestamp);
+                self.timestamp_max = self.timestamp_max.max(timestamp);
+            }
+            Kind::DeleteColumn | Kind::DeleteFamily | Kind::DeleteRow => self.deletions += 1,
+        }
+        self.seq_min = self.seq_min.min(seq);
+        self.seq_max = self.seq_max.max(seq);
+        self.raw_bytes += bytes as u64;
+    }
+
+    /// Entries of all kinds.
+    pub fn entries(&self) -> u64 {
+        self.cells + self.deletions
+    }
+
+    /// Appends the stored form.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        put_bytes(out, &self.key_min);
+        put_bytes(out, &self.key_max);
+        out.put_i64_le(self.timestamp_min);
+        out.put_i64_le(self.timestamp_max);
+        for number in [self.seq_min.0, self.seq_max.0, self.cells, self.deletions, self.rows, self.raw_bytes] {
+            put_varint(out, number);
+        }
+    }
+
+    /// Reads the stored form.
+    pub fn parse(bytes: Bytes) -> Result<Properties, DecodeError> {
+        let mut reader = Reader::new("properties", bytes);
+        let (key_min, key_max) = (reader.bytes()?, reader.bytes()?);
+        if key::row_prefix_len(&key_min).is_none() || key::row_prefix_len(&key_max).is_none() || key_min > key_max {
+            return Err(reader.error("bad key range"));
+        }
+        let properties = Properties {
+            // Copies: the block that they lie in need not stay.
+            key_min: Bytes::copy_from_slice(&key_min),
+            key_max: Bytes::copy_from_slice(&key_max),
+            timestamp_min: reader.i64()?,
+            timestamp_max: reader.i64()?,
+            seq_min: SeqNo(reader.varint()?),
+            seq_max: SeqNo(reader.varint()?),
+            cells: reader.varint()?,
+            deletions: reader.varint()?,
+            rows: reader.varint()?,
+            raw_bytes: reader.varint()?,
+        };
+        if !reader.is_at_end() {
+            return Err(reader.error("more bytes than properties"));
+        }
+        Ok(properties)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn properties_survive(numbers in any::<[u64; 6]>(), times in any::<[i64; 2]>(), row in prop::collection::vec(any::<u8>(), 1..9)) {
+            let properties = Properties {
+                key_min: key::delete_row(&row, SeqNo(2)).into(),
+                key_max: key::delete_row(&row, SeqNo(1)).into(),
+                timestamp_min: times[0],
+                timestamp_max: times[1],
+                seq_min: SeqNo(numbers[0]),
+                seq_max: SeqNo(numbers[1]),
+                cells: numbers[2],
+                deletions: numbers[3],
+                rows: numbers[4],
+                raw_bytes: numbers[5],
+            };
+            let mut out = Vec::new();
+            properties.put(&mut out);
+            prop_assert_eq!(Properties::parse(out.clone().into()).unwrap(), properties);
+            out.pop();
+            prop_assert!(Properties::parse(out.into()).is_err());
+        }
+    }
+}
