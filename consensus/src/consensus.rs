@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
-use openraft::{BasicNode, SnapshotPolicy};
+use openraft::{BasicNode, Instant, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use uruk_base::rpc::{Channels, MESSAGE_BYTES_MAX};
 use uruk_base::{Clock, Env, Tasks};
@@ -96,6 +97,9 @@ impl<S: StateMachine> Consensus<S> {
         if bytes > bytes_max {
             return Err(ProposeError::TooLarge { bytes, bytes_max });
         }
+        if !self.has_quorum() {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
         let _permit = self.0.proposals.acquire().await.map_err(|_| ProposeError::ShutDown)?;
         let outcome = clock.timeout(config.propose_deadline, raft.client_write(Command(encoded.into()))).await;
         let write = match outcome {
@@ -105,6 +109,14 @@ impl<S: StateMachine> Consensus<S> {
         };
         postcard::from_bytes(&write.response().0)
             .map_err(|error| ProposeError::Unknown(format!("applied, but the reply cannot be decoded: {error}")))
+    }
+
+    /// Whether a majority was heard of lately. A leader without one takes no more proposals: their
+    /// outcome would stay open, and its log would grow for as long as it is cut off.
+    fn has_quorum(&self) -> bool {
+        let metrics = self.0.raft.data_metrics();
+        let heard = metrics.borrow_watched().last_quorum_acked.as_deref().copied();
+        self.0.config.members.len() == 1 || heard.is_none_or(|heard| heard.elapsed() < self.0.config.election_max * 2)
     }
 
     fn propose_error(&self, error: RaftError<Types, ClientWriteError<Types>>) -> ProposeError {

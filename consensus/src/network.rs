@@ -12,8 +12,8 @@ use openraft::{BasicNode, OptionalSend};
 use serde::de::DeserializeOwned;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use uruk_base::Clock;
 use uruk_base::rpc::{Channels, MESSAGE_BYTES_MAX};
+use uruk_base::{Clock, Moment};
 use uruk_proto::raft::raft_client::RaftClient;
 use uruk_proto::raft::snapshot_part::Part;
 use uruk_proto::raft::{Address, RaftReply, RaftRequest, SnapshotPart, SnapshotStart};
@@ -21,9 +21,6 @@ use uruk_proto::raft::{Address, RaftReply, RaftRequest, SnapshotPart, SnapshotSt
 use crate::config::Config;
 use crate::types::{Snapshot, Types, Vote};
 
-/// After so many calls in a row that got no answer, the connection is opened anew: a network that was
-/// cut may never deliver what is outstanding on the old one.
-const FAILURES_BEFORE_RECONNECT: u32 = 3;
 /// The channel that snapshots use, so that they do not hold up heartbeats.
 const SNAPSHOT_CHANNEL: usize = 1;
 
@@ -47,7 +44,7 @@ impl RaftNetworkFactory<Types> for Network {
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
         // The configuration wins over the stored address: members may move.
         let address = self.config.members.get(&target).unwrap_or(&node.addr).clone();
-        Peer { network: self.clone(), target, address, failures: 0 }
+        Peer { network: self.clone(), target, address, failing_since: None }
     }
 }
 
@@ -56,7 +53,8 @@ pub(crate) struct Peer {
     network: Network,
     target: u64,
     address: String,
-    failures: u32,
+    /// When the calls without an answer began.
+    failing_since: Option<Moment>,
 }
 
 /// Why a call failed.
@@ -96,14 +94,22 @@ impl Peer {
         postcard::from_bytes(&payload).map_err(CallError::Decode)
     }
 
+    /// Opens the connection anew once no call was answered for `rpc_deadline`: a network that was cut
+    /// may never deliver what is outstanding on the old one.
     fn observe<T>(&mut self, result: &Result<T, CallError>) {
-        self.failures = match result {
-            Err(CallError::Timeout(_)) => self.failures + 1,
-            Err(CallError::Status(status)) if status.code() == Code::Unavailable => self.failures + 1,
-            _ => 0,
+        let unanswered = match result {
+            Err(CallError::Timeout(_)) => true,
+            Err(CallError::Status(status)) => status.code() == Code::Unavailable,
+            Err(CallError::Decode(_)) | Ok(_) => false,
         };
-        if self.failures >= FAILURES_BEFORE_RECONNECT {
-            self.failures = 0;
+        if !unanswered {
+            self.failing_since = None;
+            return;
+        }
+        let now = self.network.clock.now();
+        let since = *self.failing_since.get_or_insert(now);
+        if now.saturating_since(since) >= self.network.config.rpc_deadline {
+            self.failing_since = None;
             self.network.channels.forget(&self.address);
         }
     }

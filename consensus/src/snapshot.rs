@@ -32,6 +32,8 @@ const TEMPORARY: &str = ".tmp";
 const MAGIC: &[u8; 8] = b"URUKRSNP";
 const VERSION: u32 = 1;
 const FIXED_BYTES: usize = 16;
+/// Reading gives up after so many snapshots that were replaced meanwhile.
+const READ_ATTEMPTS: u32 = 5;
 
 /// What a snapshot file says about its content.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -127,6 +129,21 @@ impl Snapshots {
 
     /// The current snapshot, if there is one.
     pub(crate) async fn read(&self) -> Result<Option<(SnapshotMeta, Bytes)>, SnapshotError> {
+        let mut attempt = 1;
+        loop {
+            match self.try_read().await {
+                // It was replaced between listing and opening.
+                Err(SnapshotError::Disk(_, error))
+                    if error.kind() == io::ErrorKind::NotFound && attempt < READ_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_read(&self) -> Result<Option<(SnapshotMeta, Bytes)>, SnapshotError> {
         let Some(last) = self.list().await?.iter().filter_map(|name| parse_name(name)).max() else {
             return Ok(None);
         };

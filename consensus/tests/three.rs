@@ -1,4 +1,5 @@
 //! Three members over TCP on this machine.
+#![allow(clippy::unwrap_used)] // the functions beside the tests, too
 
 mod common;
 
@@ -7,6 +8,8 @@ use std::time::Duration;
 
 use common::{Command, Group, until};
 use uruk_consensus::{Config, NotLeader, ProposeError};
+use uruk_proto::raft::raft_client::RaftClient;
+use uruk_proto::raft::{Address, RaftRequest};
 
 fn quick(config: &mut Config) {
     config.confirm_deadline = Duration::from_millis(300);
@@ -138,6 +141,13 @@ async fn a_minority_acknowledges_nothing() {
     let proposed = group.get(leader).propose(Command::Add(1)).await;
     assert!(proposed.is_err(), "{proposed:?}");
     assert!(group.get(leader).read_linearizable().await.is_err());
+    // It soon says so at once, and sends nobody anywhere.
+    let nobody = Err(ProposeError::NotLeader { leader: None });
+    let clock = &group.env.clock;
+    let start = clock.now();
+    while group.get(leader).propose(Command::Add(1)).await != nobody {
+        assert!(clock.since(start) < common::PATIENCE, "still takes proposals");
+    }
     for node in others(leader) {
         group.restart(node).await;
     }
@@ -159,4 +169,19 @@ async fn all_members_restart_with_everything_acknowledged() {
     let leader = group.leader().await;
     group.get(leader).read_linearizable().await.unwrap();
     assert_eq!(group.seen(leader), (0..100).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_for_another_group_or_node_are_refused() {
+    let group = Group::start(3, quick).await;
+    let channels = uruk_base::rpc::Channels::new(group.env.transport.clone());
+    let mut client = RaftClient::new(channels.get(&group.addresses[&1]));
+    let mut code = async |group: &str, node| {
+        let to = Some(Address { group: group.to_owned(), node });
+        client.vote(RaftRequest { to, payload: vec![0xff; 9].into() }).await.unwrap_err().code()
+    };
+    assert_eq!(code("letters", 1).await, tonic::Code::FailedPrecondition);
+    assert_eq!(code("numbers", 2).await, tonic::Code::FailedPrecondition);
+    // This one is for it, and makes no sense.
+    assert_eq!(code("numbers", 1).await, tonic::Code::InvalidArgument);
 }
