@@ -1,0 +1,122 @@
+//! Asks the master where tablets are, and remembers it.
+//!
+//! One look-up at a time per table: a look-up fetches the tablets that follow as well, and many
+//! calls that lose the same server at once share its answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use tokio::sync::Semaphore;
+use uruk_base::Moment;
+use uruk_proto::limits::ROW_KEY_BYTES_MAX;
+use uruk_proto::master::{LocateRequest, TabletLocation};
+use uruk_proto::{Epoch, ErrorCode, RowRange, ServerId, TableId, TabletId};
+
+use crate::client::Core;
+use crate::error::{Error, Outcome, Result};
+use crate::location::{Location, LocationMap};
+use crate::masters::Deadlines;
+use crate::retry::Effect;
+
+/// How good an answer must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Wanted {
+    /// Answers to questions sent before this will not do. None: any will do.
+    pub asked_after: Option<Moment>,
+    /// Only the leader's answer will do.
+    pub from_leader: bool,
+}
+
+/// The tablets of one table.
+#[derive(Debug)]
+pub(crate) struct Locations {
+    table: TableId,
+    map: RwLock<LocationMap>,
+    look_up: Semaphore,
+}
+
+impl Locations {
+    pub fn new(table: TableId, tablets_max: usize) -> Locations {
+        Locations { table, map: RwLock::new(LocationMap::new(tablets_max)), look_up: Semaphore::new(1) }
+    }
+
+    /// The tablet that holds `row`, if it is known and somebody serves it.
+    pub fn served(&self, row: &[u8]) -> Option<Arc<Location>> {
+        let map = self.map.read();
+        map.get(row).filter(|entry| entry.location.server.is_some()).map(|entry| entry.location.clone())
+    }
+
+    /// The tablet that holds `row`, if it is known, served or not.
+    pub fn known(&self, row: &[u8]) -> Option<Arc<Location>> {
+        self.map.read().get(row).map(|entry| entry.location.clone())
+    }
+
+    /// Forgets a location that turned out wrong.
+    pub fn forget(&self, location: &Location) {
+        self.map.write().forget(location);
+    }
+
+    /// The tablet that holds `row` (or would hold it: `row` may also be a bound of a range), served
+    /// or not. Asks the master unless a good enough answer is known.
+    pub async fn find(&self, core: &Core, row: &[u8], wanted: Wanted, within: Duration) -> Result<Arc<Location>> {
+        // A bound may be a byte longer than any key; no tablet starts between it and its prefix.
+        let row = &row[..row.len().min(ROW_KEY_BYTES_MAX)];
+        if let Some(location) = self.good_enough(row, wanted) {
+            return Ok(location);
+        }
+        let one_at_a_time = self.look_up.acquire().await.expect("the semaphore is never closed");
+        if let Some(location) = self.good_enough(row, wanted) {
+            return Ok(location);
+        }
+        let asked = core.env.clock.now();
+        let request = LocateRequest {
+            table_id: self.table.0,
+            row: Bytes::copy_from_slice(row),
+            limit: core.config.locate_tablets,
+            from_leader: wanted.from_leader,
+        };
+        let deadlines = Deadlines { call: within, attempt: core.config.master_attempt_deadline() };
+        let answer = core
+            .masters
+            .call(Effect::Read, deadlines, |mut master| {
+                let request = request.clone();
+                async move { master.locate(request).await }
+            })
+            .await?;
+        let mut map = self.map.write();
+        for tablet in answer.tablets {
+            map.insert(location(core, tablet)?, asked, wanted.from_leader);
+        }
+        let found = map.get(row).map(|entry| entry.location.clone());
+        drop(map);
+        drop(one_at_a_time);
+        found.ok_or_else(|| Error::Refused {
+            code: ErrorCode::Unavailable,
+            message: format!("the master names no tablet of {} for row \"{}\"", self.table, row.escape_ascii()),
+            outcome: Outcome::NotDone,
+        })
+    }
+
+    fn good_enough(&self, row: &[u8], wanted: Wanted) -> Option<Arc<Location>> {
+        let map = self.map.read();
+        let entry = map.get(row)?;
+        let recent = wanted.asked_after.is_none_or(|after| entry.asked >= after);
+        (recent && (entry.from_leader || !wanted.from_leader)).then(|| entry.location.clone())
+    }
+}
+
+fn location(core: &Core, message: TabletLocation) -> Result<Location> {
+    let range = RowRange::new(message.start, message.end);
+    if range.is_empty() {
+        return Err(Error::bad_response(format!("tablet-{} has the empty range {range:?}", message.tablet_id)));
+    }
+    Ok(Location {
+        tablet: TabletId(message.tablet_id),
+        range,
+        epoch: Epoch(message.epoch),
+        server_id: ServerId(message.server_id),
+        server: (!message.address.is_empty()).then(|| core.servers.at(&message.address)),
+    })
+}
