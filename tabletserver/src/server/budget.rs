@@ -1,0 +1,102 @@
+//! The server's budgets: bytes of memtables, and bytes of the own log that are not flushed.
+//!
+//! Over the soft limit the flusher is woken; at the hard one writes are refused, with a delay for
+//! their retry. Nothing ever waits here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+use uruk_base::commit_log::Lsn;
+use uruk_proto::RpcError;
+
+use super::commit_log::CommitLog;
+use super::config::TabletServerConfig;
+
+/// Both budgets of a server.
+#[derive(Debug)]
+pub struct Budget {
+    memtable_soft: u64,
+    memtable_hard: u64,
+    log_max: u64,
+    retry_ms: u64,
+    log: Arc<CommitLog>,
+    /// Measured now and then, and counted up in between.
+    memtable: AtomicU64,
+    /// The own log is not needed before this position.
+    trim_point: AtomicU64,
+    /// Wakes the flusher.
+    pub wake_flusher: Notify,
+}
+
+impl Budget {
+    /// Nothing is used.
+    pub fn new(config: &TabletServerConfig, log: Arc<CommitLog>) -> Budget {
+        Budget {
+            memtable_soft: config.memtable_bytes_soft,
+            memtable_hard: config.memtable_bytes_hard,
+            log_max: config.unflushed_log_bytes_max,
+            retry_ms: config.overload_retry_ms,
+            log,
+            memtable: AtomicU64::new(0),
+            trim_point: AtomicU64::new(0),
+            wake_flusher: Notify::new(),
+        }
+    }
+
+    /// Refuses a write when a hard limit is reached.
+    pub fn check(&self) -> Result<(), RpcError> {
+        if self.memtable_bytes() >= self.memtable_hard {
+            self.wake_flusher.notify_one();
+            return Err(RpcError::overloaded("the memtables are full; flushing", self.retry_ms));
+        }
+        if self.unflushed_log_bytes() >= self.log_max {
+            self.wake_flusher.notify_one();
+            return Err(RpcError::overloaded("too much of the commit log is unflushed; flushing", self.retry_ms));
+        }
+        Ok(())
+    }
+
+    /// Counts mutations that were just applied.
+    pub fn applied(&self, bytes: u64) {
+        self.memtable.fetch_add(bytes, Ordering::Relaxed);
+        if self.is_over_soft() {
+            self.wake_flusher.notify_one();
+        }
+    }
+
+    /// Corrects the count by a measurement.
+    pub fn measured(&self, memtable_bytes: u64, trim_point: Lsn) {
+        self.memtable.store(memtable_bytes, Ordering::Relaxed);
+        self.trim_point.fetch_max(trim_point.0, Ordering::Relaxed);
+    }
+
+    /// Bytes of all memtables.
+    pub fn memtable_bytes(&self) -> u64 {
+        self.memtable.load(Ordering::Relaxed)
+    }
+
+    /// Where the own log begins to be needed.
+    pub fn trim_point(&self) -> Lsn {
+        Lsn(self.trim_point.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of the own log that a recoverer would have to read.
+    pub fn unflushed_log_bytes(&self) -> u64 {
+        self.log.appended().0.saturating_sub(self.trim_point.load(Ordering::Relaxed))
+    }
+
+    /// Whether the memtables are over their soft limit.
+    pub fn is_memtable_over_soft(&self) -> bool {
+        self.memtable_bytes() >= self.memtable_soft
+    }
+
+    /// Whether so much of the log is unflushed that its oldest part should be let go.
+    pub fn is_log_over_soft(&self) -> bool {
+        self.unflushed_log_bytes() >= self.log_max / 4 * 3
+    }
+
+    fn is_over_soft(&self) -> bool {
+        self.is_memtable_over_soft() || self.is_log_over_soft()
+    }
+}

@@ -1,0 +1,117 @@
+//! Closing tablets: pre-flush, freeze, drain, final flush, release.
+//!
+//! Invariants: (1) after the freeze no write passes the gate, and every write that had passed is
+//! durable, applied and published before the final flush; (2) nothing is served any more when the
+//! release is sent; (3) a tablet with anything unflushed is never released, unless its table is
+//! deleted; (4) after an unknown outcome of its flush it stays frozen until the row was read.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use uruk_proto::master::{TabletKey, TabletReleasedRequest};
+use uruk_proto::{Epoch, TabletId};
+
+use super::Server;
+use super::flush::FlushEnd;
+use super::tablet::{Tablet, TabletState};
+use super::tablets::CloseTarget;
+
+/// Memtables above this are flushed before the freeze, so that the freeze is short.
+const PRE_FLUSH_BYTES: u64 = 1 << 20;
+/// Pause after a flush that failed.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// Whether the data is still wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CloseKind {
+    /// Another server will serve it.
+    Flush,
+    /// The table is deleted.
+    Discard,
+}
+
+impl Server {
+    /// Takes an order; the work goes on in the background. Repeated orders change nothing.
+    pub fn order_close(self: &Arc<Self>, keys: Vec<TabletKey>, kind: CloseKind) {
+        for key in keys {
+            let (id, epoch) = (TabletId(key.tablet_id), Epoch(key.epoch));
+            match kind {
+                CloseKind::Discard => {
+                    self.tablets.discard(id, epoch);
+                    self.spawn_release(key);
+                }
+                CloseKind::Flush => match self.tablets.start_closing(id, epoch) {
+                    CloseTarget::Closed => self.spawn_release(key),
+                    CloseTarget::Loaded(tablet) => self.close_if_open(&tablet),
+                    CloseTarget::Opening => {}
+                    CloseTarget::Unknown => {
+                        tracing::warn!(tablet = %id, %epoch, "asked to close a tablet that is not here");
+                    }
+                },
+            }
+        }
+    }
+
+    /// Carries out a close that was ordered, if the tablet is open by now. Called after the order and
+    /// after the opening, so that whichever comes second finds both.
+    pub fn close_if_open(self: &Arc<Self>, tablet: &Arc<Tablet>) {
+        if tablet.state() == TabletState::Open
+            && self.tablets.take_close_order(tablet)
+            && !tablet.is_closing.swap(true, Ordering::Relaxed)
+        {
+            let (server, tablet) = (self.clone(), tablet.clone());
+            self.tasks.spawn("close tablet", async move { close(&server, &tablet).await });
+        }
+    }
+
+    fn spawn_release(self: &Arc<Self>, key: TabletKey) {
+        let server = self.clone();
+        self.tasks.spawn("release tablet", async move { release(&server, key).await });
+    }
+}
+
+async fn close(server: &Arc<Server>, tablet: &Arc<Tablet>) {
+    let started = server.env.clock.now();
+    if tablet.store.memtable_bytes() > PRE_FLUSH_BYTES
+        && let Err(error) = server.flush_tablet(tablet).await
+    {
+        tracing::warn!(tablet = %tablet.id, %error, "flush before the freeze failed");
+    }
+    if !tablet.transition(&[TabletState::Open], TabletState::Frozen) {
+        return; // dropped meanwhile: discarded, or not ours any more
+    }
+    let frozen = server.env.clock.now();
+    tablet.drain().await;
+    // Until nothing is left: a frozen set that waited for a retry may come before the last one.
+    loop {
+        match server.flush_tablet(tablet).await {
+            Ok(FlushEnd::Clean) => break,
+            Ok(FlushEnd::Flushed) => {}
+            Ok(FlushEnd::Lost) => return,
+            Err(error) => {
+                tracing::warn!(tablet = %tablet.id, %error, "final flush failed; trying again");
+                server.env.clock.sleep(RETRY_DELAY).await;
+            }
+        }
+    }
+    // The table may have been deleted while we flushed: then the discard has released it.
+    if !tablet.transition(&[TabletState::Frozen], TabletState::Dropped) {
+        return;
+    }
+    server.tablets.close(tablet);
+    release(server, tablet.key()).await;
+    let clock = &server.env.clock;
+    tracing::info!(tablet = %tablet.id, took = ?clock.since(started), frozen = ?clock.since(frozen), "tablet is released");
+}
+
+async fn release(server: &Server, key: TabletKey) {
+    let request = TabletReleasedRequest { server_id: server.incarnation.server_id.0, tablet: Some(key) };
+    let call = |mut master: super::masters::Client| {
+        let request = request.clone();
+        async move { master.tablet_released(request).await }
+    };
+    if let Err(error) = server.masters.call("tablet released", call).await.result {
+        tracing::warn!(tablet = key.tablet_id, epoch = key.epoch, %error, "the master does not take the release");
+    }
+}

@@ -1,0 +1,230 @@
+//! The commit log task: group commit for all tablets of the server.
+//!
+//! Writers enqueue a [`Submission`] while they hold their tablet's gate, so the log's order of one
+//! tablet's records is the order of their SeqNos. The task drains the queue into one frame (no
+//! timer: what piles up while frames are in flight forms the next one), appends it, and once the log
+//! says that it is durable, applies its records in order.
+//!
+//! Invariants: (1) durable first: nothing is applied before the log has acknowledged its frame;
+//! (2) visible second: a record is applied and published as a whole, in log order; (3) acknowledged
+//! last: its caller hears of it only after it is published; (4) an error of the log ends the
+//! incarnation, and what was not published by then is never acknowledged.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use uruk_base::Metrics;
+use uruk_base::commit_log::{LogError, LogWriter, Lsn};
+use uruk_base::metrics::Counter;
+use uruk_proto::RpcError;
+use uruk_proto::mutation::Mutation;
+
+use super::latch::Latched;
+use super::record::{Record, start_frame};
+use super::tablet::Tablet;
+
+/// A record on its way through the log.
+#[derive(Debug)]
+pub struct Submission {
+    /// Whose it is.
+    pub tablet: Arc<Tablet>,
+    /// What goes into the log.
+    pub record: Record,
+    /// The rows' mutations, unpacked, one list for each row of the record.
+    pub mutations: Vec<Vec<Mutation>>,
+    /// Held until it is published.
+    pub latches: Option<Arc<Latched>>,
+    /// Room in the queue.
+    pub permit: QueuePermit,
+    /// Told once it is published.
+    pub done: oneshot::Sender<()>,
+}
+
+/// Room in the log's queue, given back when the record is applied (or dropped).
+#[derive(Debug)]
+pub struct QueuePermit {
+    log: Arc<CommitLog>,
+    bytes: usize,
+}
+
+impl Drop for QueuePermit {
+    fn drop(&mut self) {
+        self.log.queued_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Limits of the commit log task.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitLogLimits {
+    /// Bytes of writes that may wait.
+    pub queue_bytes_max: usize,
+    /// A frame takes further records while it is smaller.
+    pub frame_bytes: usize,
+    /// Frames in flight.
+    pub frames_in_flight_max: usize,
+    /// Told to callers when the queue is full.
+    pub retry_ms: u64,
+}
+
+/// The queue into the log, shared by all writers.
+#[derive(Debug)]
+pub struct CommitLog {
+    limits: CommitLogLimits,
+    queue: Mutex<VecDeque<Submission>>,
+    wake: Notify,
+    queued_bytes: AtomicUsize,
+    /// End of the last frame whose records are all applied.
+    applied: AtomicU64,
+    /// End of the last frame appended.
+    appended: AtomicU64,
+    frames: Counter,
+    records: Counter,
+    bytes: Counter,
+}
+
+struct Frame {
+    start: Lsn,
+    end: Lsn,
+    submissions: Vec<Submission>,
+}
+
+impl CommitLog {
+    /// An empty queue.
+    pub fn new(limits: CommitLogLimits, metrics: &Metrics) -> Arc<CommitLog> {
+        let counter = |name: &str, help: &str| metrics.register(name, help, Counter::default());
+        Arc::new(CommitLog {
+            limits,
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            queued_bytes: AtomicUsize::new(0),
+            applied: AtomicU64::new(0),
+            appended: AtomicU64::new(0),
+            frames: counter("uruk_tabletserver_log_frames", "Frames appended to the commit log."),
+            records: counter("uruk_tabletserver_log_records", "Records appended to the commit log."),
+            bytes: counter("uruk_tabletserver_log_bytes", "Bytes appended to the commit log."),
+        })
+    }
+
+    /// Room for `bytes` in the queue; refused when it is full, without waiting.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Result<QueuePermit, RpcError> {
+        let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let permit = QueuePermit { log: self.clone(), bytes };
+        if before > 0 && before + bytes > self.limits.queue_bytes_max {
+            return Err(RpcError::overloaded("too many bytes of writes wait for the commit log", self.limits.retry_ms));
+        }
+        Ok(permit)
+    }
+
+    /// Enqueues a record. The caller holds the tablet's gate.
+    pub fn push(&self, submission: Submission) {
+        let mut queue = self.queue.lock();
+        queue.push_back(submission);
+        if queue.len() == 1 {
+            self.wake.notify_one();
+        }
+    }
+
+    /// End of what is applied: records behind it are in memtables or files.
+    pub fn applied(&self) -> Lsn {
+        Lsn(self.applied.load(Ordering::Acquire))
+    }
+
+    /// End of what was handed to the log.
+    pub fn appended(&self) -> Lsn {
+        Lsn(self.appended.load(Ordering::Acquire))
+    }
+
+    /// Runs until the log fails. `after_apply` is called with the bytes of mutations just applied.
+    pub async fn run(&self, writer: &dyn LogWriter, after_apply: impl Fn(u64)) -> LogError {
+        let mut durable = writer.durable();
+        let mut in_flight: VecDeque<Frame> = VecDeque::new();
+        let mut log_end = Lsn::default();
+        loop {
+            let durable_upto = match durable.borrow_and_update().clone() {
+                Ok(upto) => upto,
+                Err(error) => return error,
+            };
+            // 1. Durable first: only frames that the log has acknowledged go on.
+            while in_flight.front().is_some_and(|frame| frame.end <= durable_upto) {
+                let frame = in_flight.pop_front().expect("just looked at");
+                let end = frame.end;
+                after_apply(apply(frame));
+                self.applied.store(end.0, Ordering::Release);
+            }
+            let has_room = in_flight.len() < self.limits.frames_in_flight_max;
+            if has_room && let Some((payload, submissions)) = self.drain() {
+                self.frames.inc();
+                self.bytes.inc_by(payload.len() as u64);
+                match writer.append(payload.freeze()).await {
+                    Ok(end) => {
+                        in_flight.push_back(Frame { start: log_end, end, submissions });
+                        log_end = end;
+                        self.appended.store(end.0, Ordering::Release);
+                    }
+                    Err(error) => return error,
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                changed = durable.changed() => if changed.is_err() {
+                    return LogError::Indeterminate(writer.id(), "the log writer is gone".into());
+                },
+                () = self.wake.notified(), if has_room => {}
+            }
+        }
+    }
+
+    /// What waits, packed into one frame.
+    fn drain(&self) -> Option<(BytesMut, Vec<Submission>)> {
+        let mut taken = Vec::new();
+        {
+            let mut queue = self.queue.lock();
+            let mut bytes = 0;
+            while bytes < self.limits.frame_bytes
+                && let Some(submission) = queue.pop_front()
+            {
+                bytes += submission.permit.bytes;
+                taken.push(submission);
+            }
+            if !queue.is_empty() {
+                self.wake.notify_one();
+            }
+        }
+        if taken.is_empty() {
+            return None;
+        }
+        let bytes: usize = taken.iter().map(|submission| submission.record.bytes_max()).sum();
+        let mut frame = BytesMut::with_capacity(bytes + 1);
+        start_frame(&mut frame);
+        for submission in &taken {
+            submission.record.put(&mut frame);
+        }
+        self.records.inc_by(taken.len() as u64);
+        Some((frame, taken))
+    }
+
+    /// Drops what waits, at the end of the incarnation: its callers hear that the outcome is unknown.
+    pub fn abandon(&self) {
+        self.queue.lock().clear();
+    }
+}
+
+fn apply(frame: Frame) -> u64 {
+    let mut bytes = 0;
+    for submission in frame.submissions {
+        let Submission { tablet, record, mutations, latches, permit, done } = submission;
+        bytes += permit.bytes as u64;
+        // 2. Visible second.
+        tablet.apply(&record, mutations, frame.start);
+        drop(latches);
+        drop(permit);
+        // 3. Acknowledged last. A caller that went away needs no answer.
+        let _ = done.send(());
+    }
+    bytes
+}

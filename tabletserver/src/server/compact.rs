@@ -1,0 +1,103 @@
+//! The compaction task: one at a time, what the engine's policy asks for.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use uruk_proto::RpcError;
+use uruk_proto::master::CommitFilesRequest;
+
+use super::Server;
+use super::commit_files::CommitOutcome;
+use super::tablet::{Tablet, TabletState};
+use crate::engine::EngineError;
+use crate::engine::compaction::Compaction;
+
+/// Pause after a compaction that failed.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Runs until the incarnation ends.
+pub async fn run(server: Arc<Server>) {
+    loop {
+        server.wake_compactor.notified().await;
+        while let Some((tablet, compaction)) = pick(&server) {
+            server.metrics.compactions_running.set(1);
+            if let Err(error) = server.compact_tablet(&tablet, &compaction).await {
+                tracing::warn!(tablet = %tablet.id, %error, "compaction failed");
+                server.env.clock.sleep(RETRY_DELAY).await;
+            }
+            server.metrics.compactions_running.set(0);
+        }
+    }
+}
+
+/// The tablet with the most files among those where a compaction is due.
+fn pick(server: &Server) -> Option<(Arc<Tablet>, Compaction)> {
+    let due = server.tablets.loaded().into_iter().filter_map(|tablet| {
+        let is_able = tablet.state() == TabletState::Open && !tablet.is_corrupt.load(Ordering::Relaxed);
+        let compaction = is_able.then(|| tablet.store.pick_compaction()).flatten()?;
+        Some((tablet, compaction))
+    });
+    due.max_by_key(|(tablet, compaction)| {
+        let files: usize = tablet.store.files().iter().map(|group| group.files.len()).sum();
+        (files, compaction.inputs.len(), std::cmp::Reverse(tablet.id))
+    })
+}
+
+impl Server {
+    async fn compact_tablet(&self, tablet: &Arc<Tablet>, compaction: &Compaction) -> Result<(), RpcError> {
+        let started = self.env.clock.now();
+        let path = self.file_name(tablet, "sst");
+        let result = match tablet.store.compact(compaction, &path).await {
+            Ok(result) => result,
+            Err(error) => {
+                self.note_engine_error(tablet, &error);
+                // Nothing was offered to the master: whatever was written is ours to delete.
+                self.renounce(&[path]).await;
+                return Err(RpcError::from(error));
+            }
+        };
+        let files: Vec<String> = result.add.files.iter().map(|file| file.path.clone()).collect();
+        let _alone = tablet.maintenance.lock().await;
+        if tablet.state() != TabletState::Open {
+            self.renounce(&files).await;
+            return Ok(());
+        }
+        let request = CommitFilesRequest {
+            server_id: self.incarnation.server_id.0,
+            tablet: Some(tablet.key()),
+            schema_version: result.schema_version,
+            remove: result.remove,
+            add: vec![result.add],
+            ..CommitFilesRequest::default()
+        };
+        match self.commit_files(tablet, request).await {
+            CommitOutcome::Committed(row) => {
+                tablet.install(&row, None)?;
+                let took = self.env.clock.since(started);
+                tracing::info!(tablet = %tablet.id, inputs = compaction.inputs.len(), ?took, "compacted");
+                self.metrics.compactions.inc();
+                Ok(())
+            }
+            CommitOutcome::Refused(error) => {
+                self.renounce(&files).await;
+                Err(error)
+            }
+            CommitOutcome::Lost(error) => {
+                self.tablets.drop_tablet(tablet);
+                self.renounce(&files).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Marks a tablet with damaged files: it is served on, but a person must look.
+    pub fn note_engine_error(&self, tablet: &Tablet, error: &EngineError) {
+        if let EngineError::Corrupt { .. } = error
+            && !tablet.is_corrupt.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(tablet = %tablet.id, %error, "tablet has a damaged file");
+            self.metrics.corrupt_tablets.inc();
+        }
+    }
+}

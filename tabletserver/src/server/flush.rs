@@ -1,0 +1,282 @@
+//! Flushes: which tablet next (pure), one tablet's flush, and the trimming of the own log.
+//!
+//! Invariant: the log is let go only after the commit of the flush, never when it starts.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use uruk_base::commit_log::Lsn;
+use uruk_proto::master::CommitFilesRequest;
+use uruk_proto::{ErrorCode, RpcError, TabletId};
+
+use super::Server;
+use super::commit_files::CommitOutcome;
+use super::tablet::{FlushWork, Tablet, TabletState};
+use crate::engine::EngineError;
+
+/// The log is trimmed when this many bytes more can go.
+const TRIM_STEP_BYTES: u64 = 8 << 20;
+/// Pause after a flush that failed.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// What decides whether a tablet is flushed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// Which tablet.
+    pub id: TabletId,
+    /// Bytes of its memtables.
+    pub memtable_bytes: u64,
+    /// Since when it needs the own log.
+    pub since: Option<Lsn>,
+    /// Dead servers' logs are needed for it.
+    pub has_foreign_logs: bool,
+}
+
+/// Which limits are passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pressure {
+    /// The memtables are over their soft limit.
+    pub memtable: bool,
+    /// So is the unflushed part of the log.
+    pub log: bool,
+}
+
+/// The tablet to flush next: what frees dead servers' logs first, then what holds back the oldest
+/// position of the own log, then the largest.
+pub fn choose(candidates: &[Candidate], pressure: Pressure) -> Option<TabletId> {
+    if let Some(foreign) = candidates.iter().find(|candidate| candidate.has_foreign_logs) {
+        return Some(foreign.id);
+    }
+    let oldest = || candidates.iter().filter(|c| c.since.is_some()).min_by_key(|c| c.since);
+    let largest = || candidates.iter().filter(|c| c.memtable_bytes > 0).max_by_key(|c| c.memtable_bytes);
+    let chosen = match pressure {
+        Pressure { log: true, .. } => oldest(),
+        Pressure { memtable: true, .. } => largest(),
+        Pressure { memtable: false, log: false } => None,
+    };
+    chosen.map(|candidate| candidate.id)
+}
+
+/// How a flush ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlushEnd {
+    /// There was nothing to flush.
+    Clean,
+    /// It is committed.
+    Flushed,
+    /// The tablet is not ours any more; it was dropped.
+    Lost,
+}
+
+/// The task that keeps the budgets.
+pub async fn run(server: Arc<Server>) {
+    let mut running = FuturesUnordered::new();
+    let mut busy: BTreeSet<TabletId> = BTreeSet::new();
+    loop {
+        while running.len() < server.config.flushes_max
+            && let Some(tablet) = next_tablet(&server, &busy)
+        {
+            busy.insert(tablet.id);
+            running.push(flush_and_rest(&server, tablet));
+        }
+        tokio::select! {
+            biased;
+            Some(done) = running.next(), if !running.is_empty() => { busy.remove(&done); }
+            () = server.budget.wake_flusher.notified(), if running.len() < server.config.flushes_max => {}
+        }
+    }
+}
+
+async fn flush_and_rest(server: &Arc<Server>, tablet: Arc<Tablet>) -> TabletId {
+    match server.flush_tablet(&tablet).await {
+        Ok(FlushEnd::Clean | FlushEnd::Flushed | FlushEnd::Lost) => {}
+        Err(error) => {
+            tracing::warn!(tablet = %tablet.id, %error, "flush failed; trying again");
+            server.env.clock.sleep(RETRY_DELAY).await;
+        }
+    }
+    tablet.id
+}
+
+fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<Arc<Tablet>> {
+    server.measure();
+    let tablets = server.tablets.loaded();
+    let candidates: Vec<Candidate> = tablets
+        .iter()
+        .filter(|tablet| !busy.contains(&tablet.id) && tablet.state() == TabletState::Open)
+        .map(|tablet| Candidate {
+            id: tablet.id,
+            memtable_bytes: tablet.store.memtable_bytes(),
+            since: tablet.needs_log_from(),
+            has_foreign_logs: tablet.has_foreign_logs(),
+        })
+        .collect();
+    // What is being flushed already will free memory: count it as gone.
+    let flushing: u64 = tablets.iter().filter(|t| busy.contains(&t.id)).map(|t| t.store.memtable_bytes()).sum();
+    let pressure = Pressure {
+        memtable: server.budget.memtable_bytes().saturating_sub(flushing) >= server.config.memtable_bytes_soft,
+        log: server.budget.is_log_over_soft(),
+    };
+    let id = choose(&candidates, pressure)?;
+    tablets.into_iter().find(|tablet| tablet.id == id)
+}
+
+impl Server {
+    /// Flushes all that is published in a tablet, and lets go of the log that it held.
+    pub async fn flush_tablet(&self, tablet: &Arc<Tablet>) -> Result<FlushEnd, RpcError> {
+        let _alone = tablet.maintenance.lock().await;
+        if tablet.state() == TabletState::Dropped {
+            return Ok(FlushEnd::Lost);
+        }
+        let Some(work) = tablet.start_flush() else { return Ok(FlushEnd::Clean) };
+        let started = self.env.clock.now();
+        let (request, files) = match self.write_flush(tablet, &work).await {
+            Ok(written) => written,
+            Err((error, files)) => {
+                // Never offered to the master: whatever was written is ours to delete.
+                self.renounce(&files).await;
+                return Err(error);
+            }
+        };
+        match self.commit_files(tablet, request).await {
+            CommitOutcome::Committed(row) => {
+                tablet.install(&row, Some(&work))?;
+                let took = self.env.clock.since(started);
+                tracing::info!(tablet = %tablet.id, upto = %work.upto, ?took, "flushed");
+                self.metrics.flushes.inc();
+                self.measure();
+                self.trim_log().await;
+                self.wake_compactor.notify_one();
+                Ok(FlushEnd::Flushed)
+            }
+            CommitOutcome::Refused(error) => {
+                self.renounce(&files).await;
+                Err(error)
+            }
+            CommitOutcome::Lost(error) => {
+                tracing::warn!(tablet = %tablet.id, epoch = %tablet.epoch, %error, "tablet is not ours any more");
+                self.tablets.drop_tablet(tablet);
+                self.renounce(&files).await;
+                Ok(FlushEnd::Lost)
+            }
+        }
+    }
+
+    /// Writes SSTables and the memory file: the request that commits them, and all paths; on an error
+    /// the paths that may exist.
+    async fn write_flush(
+        &self,
+        tablet: &Tablet,
+        work: &FlushWork,
+    ) -> Result<(CommitFilesRequest, Vec<String>), (RpcError, Vec<String>)> {
+        let paths = parking_lot::Mutex::new(Vec::new());
+        let new_path = |extension: &str| {
+            let path = self.file_name(tablet, extension);
+            paths.lock().push(path.clone());
+            path
+        };
+        let memory = async {
+            if !work.memory_changed {
+                return Ok(String::new());
+            }
+            let now = self.env.clock.wall_micros();
+            let file = tablet.with_gate(|gate| {
+                gate.memory.expire(now);
+                gate.memory.encode(work.upto)
+            });
+            let path = new_path("mem");
+            match self.storage.objects.put(&Path::from(path.as_str()), file.into()).await {
+                Ok(_) => Ok(path),
+                Err(error) => Err(RpcError::new(ErrorCode::Unavailable, format!("cannot write {path}: {error}"))),
+            }
+        };
+        let tables = async {
+            let Some(token) = &work.token else { return Ok(Vec::new()) };
+            let mut path = |_group: u32| new_path("sst");
+            let result =
+                tablet.store.flush(token, &mut path).await.map_err(|error: EngineError| RpcError::from(error))?;
+            Ok(result.groups)
+        };
+        // Both run to their end, so that no write lands after its file was renounced.
+        let (memory, tables) = futures::join!(memory, tables);
+        let (memory_file, groups) = match (memory, tables) {
+            (Ok(memory_file), Ok(groups)) => (memory_file, groups),
+            (Err(error), _) | (_, Err(error)) => return Err((error, paths.into_inner())),
+        };
+        let request = CommitFilesRequest {
+            server_id: self.incarnation.server_id.0,
+            tablet: Some(tablet.key()),
+            schema_version: tablet.store.schema().version,
+            command: 0,
+            flushed_seq: work.upto.0,
+            memory_file,
+            remove: Vec::new(),
+            add: groups,
+            logs_done: work.logs_done.clone(),
+        };
+        Ok((request, paths.into_inner()))
+    }
+
+    /// Measures memtables and the log's trim point.
+    pub fn measure(&self) {
+        // First how far everything is applied: what is applied later starts behind it.
+        let mut trim_point = self.log.applied();
+        let mut memtable_bytes = 0;
+        for tablet in self.tablets.loaded() {
+            memtable_bytes += tablet.store.memtable_bytes();
+            trim_point = trim_point.min(tablet.needs_log_from().unwrap_or(trim_point));
+        }
+        self.budget.measured(memtable_bytes, trim_point);
+    }
+
+    /// Lets the log's store forget what is flushed and committed.
+    async fn trim_log(&self) {
+        let upto = self.budget.trim_point();
+        let Ok(mut trimmed) = self.log_trimmed.try_lock() else { return };
+        if upto.0 < trimmed.0 + TRIM_STEP_BYTES {
+            return;
+        }
+        match self.storage.logs.trim(self.incarnation.log_id(), upto).await {
+            Ok(()) => *trimmed = upto,
+            Err(error) => tracing::warn!(%error, %upto, "cannot trim the log yet"),
+        }
+    }
+
+    /// A path that was never used before.
+    pub fn file_name(&self, tablet: &Tablet, extension: &str) -> String {
+        let number = self.next_file.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let server = self.incarnation.server_id.0;
+        format!("tables/{}/{}/{server}-{number}.{extension}", tablet.table.0, tablet.id.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALM: Pressure = Pressure { memtable: false, log: false };
+
+    fn candidate(id: u64, memtable_bytes: u64, since: Option<u64>) -> Candidate {
+        Candidate { id: TabletId(id), memtable_bytes, since: since.map(Lsn), has_foreign_logs: false }
+    }
+
+    #[test]
+    fn flushes_the_oldest_for_the_log_and_the_largest_for_memory() {
+        let tablets = [candidate(1, 10, Some(500)), candidate(2, 90, Some(700)), candidate(3, 0, None)];
+        assert_eq!(choose(&tablets, CALM), None);
+        assert_eq!(choose(&tablets, Pressure { log: true, memtable: true }), Some(TabletId(1)));
+        assert_eq!(choose(&tablets, Pressure { log: false, memtable: true }), Some(TabletId(2)));
+        assert_eq!(choose(&tablets[2..], Pressure { log: true, memtable: true }), None);
+    }
+
+    #[test]
+    fn frees_dead_servers_logs_without_any_pressure() {
+        let recovered = Candidate { has_foreign_logs: true, ..candidate(4, 0, None) };
+        assert_eq!(choose(&[candidate(1, 10, Some(1)), recovered], CALM), Some(TabletId(4)));
+    }
+}

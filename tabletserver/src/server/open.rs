@@ -1,0 +1,292 @@
+//! Opening tablets: meta row, memory file, recovered log slices; then the master's word.
+//!
+//! Invariants: (1) a tablet is served only after the master has answered that this server owns it;
+//! (2) every slice that the order names is read, or the tablet is reported as failed: nothing is
+//! skipped "anyway"; (3) what cannot be read now is tried again, what is damaged is reported.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore};
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use uruk_proto::master::{MetaRow, OpenTablet, RecoveredSegment, TabletFailedRequest, TabletKey, TabletsOpenedRequest};
+use uruk_proto::mutation;
+use uruk_proto::schema::TableSchema;
+use uruk_proto::{Epoch, SeqNo, TableId, TabletId};
+
+use super::Server;
+use super::memory::Memory;
+use super::record::{RawRecord, Record};
+use super::recovery_file::{FOOTER_BYTES, SliceRef, parse_footer, parse_index, parse_slice};
+use super::replay;
+use super::tablet::{Tablet, TabletState, apply_rows};
+use crate::engine::TabletStore;
+
+/// Read from a recovery file's end at first: footer and, nearly always, the whole index.
+const TAIL_BYTES: u64 = 64 << 10;
+/// Slices of one tablet that are read at the same time.
+const SLICES_IN_FLIGHT_MAX: usize = 4;
+/// Pause before what could not be read is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// Why a tablet is not open.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    /// Storage does not answer; to be tried again.
+    #[error("cannot read {0} now: {1}")]
+    Unavailable(String, object_store::Error),
+    /// A recovery file is missing or damaged; it can be made anew from the log.
+    #[error("recovery file {0}: {1}")]
+    LostRecoveryFile(String, String),
+    /// Something that cannot be made anew.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// The indexes of recovery files, read once for all tablets of an order.
+#[derive(Debug, Default)]
+struct RecoveryFiles(Mutex<BTreeMap<String, Arc<OnceCell<BTreeMap<TabletId, SliceRef>>>>>);
+
+impl Server {
+    /// Takes an order; the work goes on in the background.
+    pub fn order_open(self: &Arc<Self>, tablets: Vec<OpenTablet>) {
+        let files = Arc::new(RecoveryFiles::default());
+        let fresh: Vec<OpenTablet> = tablets
+            .into_iter()
+            .filter(|order| {
+                let row = order.row.as_ref();
+                row.is_some_and(|row| self.tablets.start_opening(TabletId(row.tablet_id), Epoch(row.epoch)))
+            })
+            .collect();
+        if fresh.is_empty() {
+            return;
+        }
+        let server = self.clone();
+        self.tasks.spawn("open tablets", async move {
+            let opens = fresh.into_iter().map(|order| open_and_report(server.clone(), files.clone(), order));
+            futures::stream::iter(opens).buffer_unordered(server.config.opens_max).collect::<()>().await;
+        });
+    }
+}
+
+async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: OpenTablet) {
+    let _slot = server.open_slots.acquire().await.expect("never closed");
+    let Some(row) = order.row.clone() else { return };
+    let (id, epoch) = (TabletId(row.tablet_id), Epoch(row.epoch));
+    let started = server.env.clock.now();
+    let result = loop {
+        match open(&server, &files, &order, row.clone()).await {
+            Err(error @ OpenError::Unavailable(..)) => {
+                tracing::warn!(tablet = %id, %error, "cannot open the tablet yet");
+                server.env.clock.sleep(RETRY_DELAY).await;
+            }
+            result => break result,
+        }
+    };
+    match result {
+        Ok(tablet) => {
+            let took = server.env.clock.since(started);
+            tracing::info!(tablet = %id, %epoch, published = %tablet.store.published(), ?took, "tablet is loaded");
+            let tablet = Arc::new(tablet);
+            if server.tablets.finish_opening(tablet.clone()) {
+                server.opened.lock().push(tablet);
+                server.wake_opened.notify_one();
+            }
+        }
+        Err(error) => {
+            tracing::error!(tablet = %id, %epoch, %error, "tablet cannot be opened");
+            server.tablets.abort_opening(id, epoch);
+            report_failure(&server, &row, error).await;
+        }
+    }
+}
+
+async fn report_failure(server: &Server, row: &MetaRow, error: OpenError) {
+    let request = TabletFailedRequest {
+        server_id: server.incarnation.server_id.0,
+        tablet: Some(TabletKey { tablet_id: row.tablet_id, epoch: row.epoch }),
+        reason: error.to_string(),
+        lost_recovery_files: match error {
+            OpenError::LostRecoveryFile(path, _) => vec![path],
+            OpenError::Unavailable(..) | OpenError::Damaged(_) => vec![],
+        },
+    };
+    let call = |mut master: super::masters::Client| {
+        let request = request.clone();
+        async move { master.tablet_failed(request).await }
+    };
+    if let Err(error) = server.masters.call("tablet failed", call).await.result {
+        tracing::warn!(tablet = row.tablet_id, %error, "the master does not take the report of a failed tablet");
+    }
+}
+
+async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: MetaRow) -> Result<Tablet, OpenError> {
+    let damaged = |error: &dyn std::fmt::Display| OpenError::Damaged(error.to_string());
+    let schema = order.schema.as_ref().ok_or_else(|| damaged(&"the order has no schema"))?;
+    let schema = Arc::new(TableSchema::try_from(schema).map_err(|error| damaged(&error))?);
+    if schema.id != TableId(row.table_id) {
+        return Err(damaged(&"the order's schema is another table's"));
+    }
+    let store = TabletStore::open(&server.engine, schema, &row).map_err(|error| damaged(&error))?;
+    let store = Arc::new(store);
+    let (memory, slices) = tokio::join!(read_memory(server, &row), read_slices(server, files, order, &row));
+    let (memory, records) = (memory?, slices?);
+    let records = replay::merge(records, SeqNo(row.flushed_seq)).map_err(|error| damaged(&error))?;
+    let last = records.last().map_or(SeqNo(row.flushed_seq), |record| record.last);
+    if last.epoch() >= Epoch(row.epoch) {
+        return Err(damaged(&format!("{last} was written before epoch {}", row.epoch)));
+    }
+    let memory = if records.is_empty() {
+        memory
+    } else {
+        let store = store.clone();
+        server.env.tasks.blocking(move || apply(&store, memory, records)).await?
+    };
+    store.publish(last);
+    let own_log = server.incarnation.log_id().0;
+    let foreign_logs = row.needed_logs.iter().copied().filter(|log| *log != own_log).collect();
+    Ok(Tablet::new(store, &row, memory, foreign_logs))
+}
+
+fn apply(store: &TabletStore, mut memory: Memory, records: Vec<RawRecord>) -> Result<Memory, OpenError> {
+    let damaged = |error: uruk_proto::DecodeError| OpenError::Damaged(format!("recovered log: {error}"));
+    for raw in records {
+        let record = Record::parse(raw.body).map_err(damaged)?;
+        let rows = record.rows.iter().map(|row| mutation::unpack(row.mutations.clone()));
+        let mutations = rows.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
+        let count: usize = mutations.iter().map(Vec::len).sum();
+        if record.first.0 + count.max(1) as u64 != record.last.0 + 1 {
+            return Err(OpenError::Damaged(format!("recovered log: record at {} miscounts", record.first)));
+        }
+        memory.replay(&record);
+        apply_rows(store, &record, mutations);
+    }
+    Ok(memory)
+}
+
+async fn read_memory(server: &Server, row: &MetaRow) -> Result<Memory, OpenError> {
+    let retention = server.config.retention();
+    if row.memory_file.is_empty() {
+        return Ok(Memory::new(retention));
+    }
+    let damaged = |what: String| OpenError::Damaged(format!("memory file {}: {what}", row.memory_file));
+    let file = match read(server.storage.objects.as_ref(), &row.memory_file, None).await {
+        Ok(file) => file,
+        Err(ReadError::Missing) => return Err(damaged("is missing".into())),
+        Err(ReadError::Unavailable(error)) => return Err(OpenError::Unavailable(row.memory_file.clone(), error)),
+    };
+    let (memory, upto) = Memory::decode(&file, retention).map_err(|error| damaged(error.to_string()))?;
+    if upto > SeqNo(row.flushed_seq) {
+        return Err(damaged(format!("is of {upto}, the row of {}", SeqNo(row.flushed_seq))));
+    }
+    Ok(memory)
+}
+
+async fn read_slices(
+    server: &Server,
+    files: &RecoveryFiles,
+    order: &OpenTablet,
+    row: &MetaRow,
+) -> Result<Vec<RawRecord>, OpenError> {
+    let tablet = TabletId(row.tablet_id);
+    let named = order.recovered.iter().filter(|segment| !segment.path.is_empty());
+    let reads: Vec<_> = named.map(|segment| read_slice(server, files, segment, tablet)).collect();
+    let mut slices = futures::stream::iter(reads).buffered(SLICES_IN_FLIGHT_MAX);
+    let mut records = Vec::new();
+    while let Some(slice) = slices.next().await {
+        records.append(&mut slice?);
+    }
+    Ok(records)
+}
+
+async fn read_slice(
+    server: &Server,
+    files: &RecoveryFiles,
+    segment: &RecoveredSegment,
+    tablet: TabletId,
+) -> Result<Vec<RawRecord>, OpenError> {
+    let path = &segment.path;
+    let index = files.0.lock().entry(path.clone()).or_default().clone();
+    let index = index.get_or_try_init(|| read_index(server, path)).await?;
+    let Some(slice) = index.get(&tablet) else { return Ok(Vec::new()) };
+    let range = GetRange::Bounded(slice.offset..slice.offset + slice.len);
+    let bytes = read_recovery(server, path, range).await?;
+    parse_slice(tablet, slice, bytes).map_err(|error| OpenError::LostRecoveryFile(path.clone(), error.to_string()))
+}
+
+async fn read_index(server: &Server, path: &str) -> Result<BTreeMap<TabletId, SliceRef>, OpenError> {
+    let lost = |error: uruk_proto::DecodeError| OpenError::LostRecoveryFile(path.into(), error.to_string());
+    let mut tail = read_recovery(server, path, GetRange::Suffix(TAIL_BYTES)).await?;
+    let (_, index_len) = parse_footer(&tail).map_err(lost)?;
+    let wanted = index_len + FOOTER_BYTES;
+    if wanted > tail.len() {
+        tail = read_recovery(server, path, GetRange::Suffix(wanted as u64)).await?;
+    }
+    parse_index(&tail.slice(tail.len().saturating_sub(wanted)..)).map_err(lost)
+}
+
+async fn read_recovery(server: &Server, path: &str, range: GetRange) -> Result<Bytes, OpenError> {
+    match read(server.storage.recovery_objects.as_ref(), path, Some(range)).await {
+        Ok(bytes) => Ok(bytes),
+        Err(ReadError::Missing) => Err(OpenError::LostRecoveryFile(path.into(), "is missing".into())),
+        Err(ReadError::Unavailable(error)) => Err(OpenError::Unavailable(path.into(), error)),
+    }
+}
+
+enum ReadError {
+    Missing,
+    Unavailable(object_store::Error),
+}
+
+async fn read(objects: &dyn ObjectStore, path: &str, range: Option<GetRange>) -> Result<Bytes, ReadError> {
+    let options = GetOptions { range, ..GetOptions::default() };
+    let result = async { objects.get_opts(&Path::from(path), options).await?.bytes().await };
+    result.await.map_err(|error| match error {
+        object_store::Error::NotFound { .. } => ReadError::Missing,
+        other => ReadError::Unavailable(other),
+    })
+}
+
+/// The task that reports loaded tablets, and serves those that the master says are ours. What is
+/// loaded while one report is under way goes with the next.
+pub async fn report_opened(server: Arc<Server>) {
+    loop {
+        let tablets = std::mem::take(&mut *server.opened.lock());
+        if tablets.is_empty() {
+            server.wake_opened.notified().await;
+            continue;
+        }
+        let request = TabletsOpenedRequest {
+            server_id: server.incarnation.server_id.0,
+            tablets: tablets.iter().map(|tablet| tablet.key()).collect(),
+        };
+        let call = |mut master: super::masters::Client| {
+            let request = request.clone();
+            async move { master.tablets_opened(request).await }
+        };
+        let owned = match server.masters.call("tablets opened", call).await.result {
+            Ok(response) => response.owned,
+            Err(error) => {
+                tracing::error!(%error, "the master refuses a report of opened tablets; dropping them");
+                Vec::new()
+            }
+        };
+        for tablet in tablets {
+            let is_owned = owned.contains(&tablet.key());
+            if is_owned && tablet.transition(&[TabletState::Loaded], TabletState::Open) {
+                tracing::info!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is open");
+                server.close_if_open(&tablet);
+            } else if !is_owned {
+                tracing::warn!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is not ours; dropped");
+                server.tablets.drop_tablet(&tablet);
+            }
+        }
+        server.budget.wake_flusher.notify_one();
+        server.wake_compactor.notify_one();
+    }
+}

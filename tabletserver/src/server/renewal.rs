@@ -1,0 +1,86 @@
+//! The loop that keeps the lease.
+//!
+//! A renewal that hangs does not hold up the next one: several may be in flight, each to another
+//! master if the one before got no answer, and each counts from the moment that it was sent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use uruk_base::Moment;
+use uruk_proto::master::{RenewLeaseRequest, RenewLeaseResponse};
+use uruk_proto::{ErrorCode, RpcError};
+
+use super::Server;
+use super::incarnation::Ended;
+use super::lease::LeaseStatus;
+use super::load;
+
+/// Renewals in flight.
+const IN_FLIGHT_MAX: usize = 4;
+/// After a refused or failed renewal the next follows this soon.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// Renews until the lease is lost. `lease` bounds one renewal, `renewal` is the pause between two.
+pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
+    let clock = &server.env.clock;
+    let mut in_flight = FuturesUnordered::new();
+    let mut next_send = clock.now();
+    loop {
+        let now = clock.now();
+        let left = match server.incarnation.lease.status(now) {
+            LeaseStatus::Waiting => renewal,
+            LeaseStatus::Held(left) => left,
+            LeaseStatus::Lapsed => return server.incarnation.end(Ended::LeaseLost),
+        };
+        if now >= next_send && in_flight.len() < IN_FLIGHT_MAX {
+            in_flight.push(renew(&server, lease));
+            next_send = now + renewal;
+        }
+        // When all slots are taken, only an answer or the end of the lease matters.
+        let until_send = if in_flight.len() < IN_FLIGHT_MAX { next_send.saturating_since(now) } else { left };
+        tokio::select! {
+            biased;
+            Some((sent, result)) = in_flight.next(), if !in_flight.is_empty() => match result {
+                Ok(RenewLeaseResponse { granted: true, .. }) => server.incarnation.lease.granted(sent, clock.now()),
+                Ok(RenewLeaseResponse { granted: false, master }) => {
+                    return server.incarnation.end(Ended::DeclaredDead(format!("master {master} refused the renewal")));
+                }
+                Err(error) if error.code == ErrorCode::Fenced => {
+                    return server.incarnation.end(Ended::DeclaredDead(error.message));
+                }
+                Err(error) => {
+                    tracing::warn!(server = %server.incarnation.server_id, %error, "cannot renew the lease yet");
+                    next_send = next_send.min(clock.now() + RETRY_DELAY);
+                }
+            },
+            () = clock.sleep(left.min(until_send)) => hint_at_silence(&server, &in_flight),
+        }
+    }
+}
+
+/// The believed leader keeps a renewal waiting: the next one goes elsewhere.
+fn hint_at_silence<F>(server: &Server, in_flight: &FuturesUnordered<F>) {
+    if !in_flight.is_empty() {
+        let silent = RpcError::new(ErrorCode::DeadlineExceeded, "silent");
+        server.masters.failed_at(&server.masters.current(), &silent);
+    }
+}
+
+async fn renew(server: &Server, timeout: Duration) -> (Moment, Result<RenewLeaseResponse, RpcError>) {
+    let load = load::report(server);
+    let request = RenewLeaseRequest { server_id: server.incarnation.server_id.0, load: Some(load), draining: false };
+    let sent = server.env.clock.now();
+    let address = server.masters.current();
+    let mut client = server.masters.client(&address);
+    let result = match server.env.clock.timeout(timeout, client.renew_lease(request)).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(RpcError::from(status)),
+        Err(elapsed) => Err(RpcError::new(ErrorCode::DeadlineExceeded, format!("master {address}: {elapsed}"))),
+    };
+    if let Err(error) = &result {
+        server.masters.failed_at(&address, error);
+    }
+    (sent, result)
+}

@@ -1,0 +1,330 @@
+//! The write path: from a request to a published, acknowledged write.
+//!
+//! | step | where |
+//! |---|---|
+//! | lease, budgets | [`Server::admit_write`] |
+//! | keys, families, sizes | [`parse`](super::write_parse) |
+//! | row latches | [`Latches`](super::latch::Latches); exclusive before the first read |
+//! | owner, duplicates, SeqNo, timestamp, place in the log: one step under the tablet's gate | [`enqueue`] |
+//! | durable, visible, acknowledged | [`CommitLog`](super::commit_log::CommitLog) |
+//! | lease again, answer | here |
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use uruk_proto::cell_batch::BatchBuilder;
+use uruk_proto::tablet::{
+    CheckAndMutateRequest, CheckAndMutateResponse, MutateRowsRequest, MutateRowsResponse, ReadModifyWriteRequest,
+    ReadModifyWriteResponse, RowError,
+};
+use uruk_proto::{ErrorCode, RpcError, SeqNo};
+
+use super::Server;
+use super::commit_log::{QueuePermit, Submission};
+use super::latch::Latched;
+use super::memory::{MemoryError, Seen};
+use super::read_modify_write;
+use super::record::{Call, Record};
+use super::tablet::Tablet;
+use super::write_parse::{ParsedRow, parse_call, parse_mutations, parse_row, parse_row_key};
+use crate::engine::Filter;
+
+/// Bytes of a record besides its rows.
+const RECORD_OVERHEAD_BYTES: usize = 128;
+
+/// What became of an enqueued record.
+enum Ticket {
+    /// It is on its way: told when it is published.
+    Enqueued(oneshot::Receiver<()>),
+    /// An earlier attempt is, up to this SeqNo.
+    Duplicate(SeqNo),
+}
+
+/// Rows of one record with the room for it.
+struct Batch {
+    rows: Vec<ParsedRow>,
+    call: Option<Call>,
+    result: Option<Bytes>,
+    latches: Option<Arc<Latched>>,
+    permit: QueuePermit,
+}
+
+impl Server {
+    /// Whether a write may start: lease and budgets. Never waits.
+    fn admit_write(&self) -> Result<(), RpcError> {
+        self.incarnation.check()?;
+        self.budget.check()
+    }
+
+    /// Several rows, each atomic. The answer names those that failed.
+    pub async fn mutate_rows(self: &Arc<Self>, request: MutateRowsRequest) -> Result<MutateRowsResponse, RpcError> {
+        self.admit_write()?;
+        let tablet = self.tablets.find(request.tablet.as_ref())?;
+        let call = parse_call(request.key.as_ref());
+        if let Some(call) = &call {
+            self.admit_call(&tablet, call)?;
+        }
+        let schema = tablet.store.schema();
+        let mut errors = Vec::new();
+        let mut rows = Vec::with_capacity(request.entries.len());
+        for (index, entry) in request.entries.into_iter().enumerate() {
+            match parse_row(index as u32, entry, &tablet, &schema, self.config.record_bytes_max) {
+                Ok(row) => rows.push(row),
+                Err(error) => errors.push(row_error(index as u32, error)),
+            }
+        }
+        let keys = rows.iter().map(|row| &row.write.row[..]);
+        let latches = Arc::new(self.latches.shared(tablet.id, keys).await);
+        let mut waiting = Vec::with_capacity(1);
+        for rows in split_by_bytes(rows, self.config.record_bytes_max) {
+            let offsets: Vec<u32> = rows.iter().map(|row| row.write.offset).collect();
+            let outcome = self.enqueue_rows(&tablet, rows, call, &latches, &mut errors, &mut waiting);
+            if let Err(error) = outcome {
+                if waiting.is_empty() {
+                    return Err(error);
+                }
+                errors.extend(offsets.into_iter().map(|index| row_error(index, error.clone())));
+            }
+        }
+        drop(latches);
+        for ticket in waiting {
+            self.wait(&tablet, ticket).await?;
+        }
+        self.incarnation.check_write_done()?;
+        errors.sort_by_key(|error| error.index);
+        Ok(MutateRowsResponse { errors })
+    }
+
+    /// Enqueues rows as one record, leaving out those that were written before.
+    fn enqueue_rows(
+        self: &Arc<Self>,
+        tablet: &Arc<Tablet>,
+        mut rows: Vec<ParsedRow>,
+        call: Option<Call>,
+        latches: &Arc<Latched>,
+        errors: &mut Vec<RowError>,
+        waiting: &mut Vec<Ticket>,
+    ) -> Result<(), RpcError> {
+        let bytes = RECORD_OVERHEAD_BYTES + rows.iter().map(ParsedRow::bytes).sum::<usize>();
+        let permit = self.log.reserve(bytes)?;
+        tablet.with_gate(|gate| {
+            gate.check_writable(tablet)?;
+            if let Some(call) = &call {
+                // Usually nothing of the batch is known, and one look tells.
+                let (first, last) = match (rows.first(), rows.last()) {
+                    (Some(first), Some(last)) => (first.write.offset, last.write.offset),
+                    (None, _) | (_, None) => return Ok(()),
+                };
+                let sequence = |offset: u32| call.sequence.saturating_add(u64::from(offset));
+                if gate.memory.seen_any(call.client, sequence(first), u64::from(last - first) + 1) {
+                    let mut fresh = Vec::new();
+                    for row in std::mem::take(&mut rows) {
+                        match gate.memory.seen(call.client, sequence(row.write.offset)) {
+                            Seen::New => fresh.push(row),
+                            Seen::Written { last, .. } => waiting.push(Ticket::Duplicate(last)),
+                            Seen::Settled => errors.push(row_error(row.write.offset, settled())),
+                        }
+                    }
+                    rows = fresh;
+                }
+            }
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let batch = Batch { rows, call, result: None, latches: Some(latches.clone()), permit };
+            waiting.push(self.enqueue(tablet, gate, batch)?);
+            Ok(())
+        })
+    }
+
+    /// Gives a record its numbers, its time and its place in the log, and remembers its call.
+    fn enqueue(&self, tablet: &Arc<Tablet>, gate: &mut super::tablet::Gate, batch: Batch) -> Result<Ticket, RpcError> {
+        let count: usize = batch.rows.iter().map(|row| row.mutations.len()).sum();
+        let (first, last) = gate.assign(tablet, count.max(1) as u64)?;
+        let timestamp = gate.memory.next_timestamp(self.env.clock.wall_micros());
+        let (writes, mutations) = batch.rows.into_iter().map(|row| (row.write, row.mutations)).unzip();
+        let record =
+            Record { tablet: tablet.id, first, last, timestamp, call: batch.call, result: batch.result, rows: writes };
+        gate.memory.remember(&record);
+        let (done, receiver) = oneshot::channel();
+        self.log.push(Submission {
+            tablet: tablet.clone(),
+            record,
+            mutations,
+            latches: batch.latches,
+            permit: batch.permit,
+            done,
+        });
+        Ok(Ticket::Enqueued(receiver))
+    }
+
+    /// Waits until the write is published; the outcome is unknown if the incarnation ends first.
+    async fn wait(&self, tablet: &Tablet, ticket: Ticket) -> Result<(), RpcError> {
+        let published = async {
+            match ticket {
+                Ticket::Enqueued(done) => done.await.is_ok(),
+                Ticket::Duplicate(last) => {
+                    tablet.wait_published(last).await;
+                    true
+                }
+            }
+        };
+        let ended = async {
+            self.incarnation.ended().await;
+            false
+        };
+        let is_published = tokio::select! {
+            biased;
+            is_published = published => is_published,
+            is_published = ended => is_published,
+        };
+        match is_published {
+            true => Ok(()),
+            false => Err(RpcError::new(ErrorCode::Unknown, "the server ends before the write's outcome is known")),
+        }
+    }
+
+    fn admit_call(&self, tablet: &Tablet, call: &Call) -> Result<(), RpcError> {
+        let now = self.env.clock.wall_micros();
+        tablet.with_gate(|gate| gate.memory.admit(call, now)).map_err(|error| match &error {
+            MemoryError::TooOld(_) => RpcError::new(ErrorCode::FailedPrecondition, error.to_string()),
+            MemoryError::Full(_) => RpcError::overloaded(error.to_string(), self.config.overload_retry_ms),
+        })
+    }
+
+    /// Mutates a row one way or the other, by what a filter lets through of it.
+    pub async fn check_and_mutate(
+        self: &Arc<Self>,
+        request: CheckAndMutateRequest,
+    ) -> Result<CheckAndMutateResponse, RpcError> {
+        self.admit_write()?;
+        let tablet = self.tablets.find(request.tablet.as_ref())?;
+        let call = parse_call(request.key.as_ref());
+        let schema = tablet.store.schema();
+        let row = parse_row_key(request.row, &tablet)?;
+        let filter = Filter::try_from(&request.predicate.unwrap_or_default())?;
+        let if_true = parse_mutations(request.true_mutations, &schema)?;
+        let if_false = parse_mutations(request.false_mutations, &schema)?;
+        if if_true.is_none() && if_false.is_none() {
+            return Err(RpcError::new(ErrorCode::InvalidArgument, "No mutations provided"));
+        }
+        let latches = self.latches.exclusive(tablet.id, &row).await;
+        if let Some(remembered) = self.remembered(&tablet, call.as_ref()).await? {
+            return Ok(CheckAndMutateResponse { matched: remembered[..] == [1] });
+        }
+        let matched = !tablet.store.snapshot().get(&row, &filter).await?.cells.is_empty();
+        let chosen = if matched { if_true } else { if_false };
+        let rows: Vec<ParsedRow> = chosen.into_iter().map(|chosen| chosen.of_row(row.clone())).collect();
+        if !rows.is_empty() || call.is_some() {
+            let result = call.is_some().then(|| Bytes::from_static(if matched { &[1] } else { &[0] }));
+            self.write_exclusively(&tablet, rows, call, result, latches).await?;
+        }
+        self.incarnation.check_write_done()?;
+        Ok(CheckAndMutateResponse { matched })
+    }
+
+    /// Appends to or increments columns of a row; answers with the new cells.
+    pub async fn read_modify_write(
+        self: &Arc<Self>,
+        request: ReadModifyWriteRequest,
+    ) -> Result<ReadModifyWriteResponse, RpcError> {
+        self.admit_write()?;
+        let tablet = self.tablets.find(request.tablet.as_ref())?;
+        let call = parse_call(request.key.as_ref());
+        let row = parse_row_key(request.row, &tablet)?;
+        read_modify_write::check_rules(&request.rules, &tablet.store.schema())?;
+        let latches = self.latches.exclusive(tablet.id, &row).await;
+        if let Some(batch) = self.remembered(&tablet, call.as_ref()).await? {
+            return Ok(ReadModifyWriteResponse { batch });
+        }
+        let view = tablet.store.snapshot();
+        let now = self.env.clock.wall_micros();
+        let timestamp = tablet.with_gate(|gate| gate.memory.next_timestamp(now));
+        let cells = read_modify_write::new_cells(&view, &row, request.rules, timestamp).await?;
+        let mut answer = BatchBuilder::new();
+        answer.start_row(&row, false);
+        for cell in &cells {
+            answer.push(cell.family, &cell.qualifier, cell.timestamp, &cell.value);
+        }
+        let batch = answer.finish();
+        let rows = vec![ParsedRow::set_cells(row, cells)];
+        let result = call.is_some().then(|| batch.clone());
+        self.write_exclusively(&tablet, rows, call, result, latches).await?;
+        self.incarnation.check_write_done()?;
+        Ok(ReadModifyWriteResponse { batch })
+    }
+
+    /// What the call answered, if it was done before. The caller holds the row's latch, so an
+    /// earlier attempt of the same call is either published or has not begun.
+    async fn remembered(&self, tablet: &Tablet, call: Option<&Call>) -> Result<Option<Bytes>, RpcError> {
+        let Some(call) = call else { return Ok(None) };
+        self.admit_call(tablet, call)?;
+        match tablet.with_gate(|gate| gate.memory.seen(call.client, call.sequence)) {
+            Seen::New => Ok(None),
+            Seen::Settled => Err(settled()),
+            Seen::Written { last, result } => {
+                self.wait(tablet, Ticket::Duplicate(last)).await?;
+                self.incarnation.check_write_done()?;
+                let other = || RpcError::new(ErrorCode::InvalidArgument, "sequence number of another kind of call");
+                result.map(Some).ok_or_else(other)
+            }
+        }
+    }
+
+    async fn write_exclusively(
+        &self,
+        tablet: &Arc<Tablet>,
+        rows: Vec<ParsedRow>,
+        call: Option<Call>,
+        result: Option<Bytes>,
+        latches: Latched,
+    ) -> Result<(), RpcError> {
+        let bytes = RECORD_OVERHEAD_BYTES
+            + rows.iter().map(ParsedRow::bytes).sum::<usize>()
+            + result.as_ref().map_or(0, Bytes::len);
+        if bytes > self.config.record_bytes_max {
+            return Err(super::write_parse::too_large(bytes, self.config.record_bytes_max));
+        }
+        let permit = self.log.reserve(bytes)?;
+        let batch = Batch { rows, call, result, latches: Some(Arc::new(latches)), permit };
+        let ticket = tablet.with_gate(|gate| {
+            gate.check_writable(tablet)?;
+            // The same call may have come in on another row's latch: check where it counts.
+            if let Some(call) = &call
+                && gate.memory.seen(call.client, call.sequence) != Seen::New
+            {
+                return Err(RpcError::new(ErrorCode::InvalidArgument, "sequence number of another call"));
+            }
+            self.enqueue(tablet, gate, batch)
+        })?;
+        self.wait(tablet, ticket).await
+    }
+}
+
+/// Groups rows, in order, so that each group's record stays within `bytes_max`.
+fn split_by_bytes(rows: Vec<ParsedRow>, bytes_max: usize) -> Vec<Vec<ParsedRow>> {
+    let total: usize = RECORD_OVERHEAD_BYTES + rows.iter().map(ParsedRow::bytes).sum::<usize>();
+    if total <= bytes_max {
+        return vec![rows];
+    }
+    let (mut groups, mut group, mut bytes) = (Vec::new(), Vec::new(), RECORD_OVERHEAD_BYTES);
+    for row in rows {
+        if bytes + row.bytes() > bytes_max && !group.is_empty() {
+            groups.push(std::mem::take(&mut group));
+            bytes = RECORD_OVERHEAD_BYTES;
+        }
+        bytes += row.bytes();
+        group.push(row);
+    }
+    groups.push(group);
+    groups
+}
+
+fn settled() -> RpcError {
+    RpcError::new(ErrorCode::FailedPrecondition, "the call is settled: its client said so before")
+}
+
+fn row_error(index: u32, error: RpcError) -> RowError {
+    RowError { index, code: error.code as u32, message: error.message }
+}
