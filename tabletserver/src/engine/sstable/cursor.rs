@@ -348,10 +348,20 @@ impl FileCursor {
         Ok(match (found, self.goal) {
             (true, _) if beyond => Run::Stop(CursorState::End),
             (true, _) => Run::Stop(CursorState::At),
-            // Separators are at or below a block's first key: only the first block can be without.
-            (false, Goal::Before) => Run::Stop(CursorState::End),
+            (false, Goal::Before) => self.previous_block(),
             (false, Goal::AtOrAfter | Goal::Next) => Run::NextBlock,
         })
+    }
+
+    /// The bound lies between the block's separator and its first key: everything sought stands before
+    /// the separator.
+    fn previous_block(&mut self) -> Run {
+        self.target.clear();
+        if let Some((_, partition)) = &self.partition {
+            self.target.extend_from_slice(partition.key());
+        }
+        // The first block's separator is empty.
+        if self.target.is_empty() { Run::Stop(CursorState::End) } else { Run::Stage(Stage::Tail) }
     }
 
     /// A block that is in memory.
