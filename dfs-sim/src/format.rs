@@ -16,6 +16,10 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+pub mod block_sums;
+pub mod chunk_file;
+pub mod replica_file;
+
 /// Bytes of a frame before its payload.
 pub const FRAME_HEADER_BYTES: usize = 12;
 /// Longest payload of one frame, in bytes.

@@ -1,0 +1,525 @@
+//! One replica of a commit-log segment: appends, syncs and the fence (DESIGN §6, I1 to I9).
+//!
+//! | length | means |
+//! |---|---|
+//! | `length` | whole valid frames in the file, as far as the page cache |
+//! | `acked` | what may be acknowledged: synced (fsync mode) or written (replicated mode) |
+//! | `committed` | what the writer said that enough members acknowledged |
+//!
+//! Invariants:
+//! 1. `acked <= length`; both grow by whole appends only, and what they cover never changes (I1, I2).
+//! 2. `acked` is raised in one place per mode, after the watermark in the file says so. So after a
+//!    restart the watermark is at least every length that was acknowledged (after a loss of power,
+//!    at least every length acknowledged before the last sync).
+//! 3. Appends and the fence hold `content`; once `fence_wanted` is set, no append passes, and the
+//!    fence's answer is made before `content` is free again (I3).
+//! 4. A fence is answered only after the meta file that names it was replaced and synced (I4).
+//! 5. A failed sync sets `sync.failed` before anything else can ask for a sync, ends the process,
+//!    and is recorded in the meta file as far as the disk still allows (I9). A replica so marked
+//!    answers `known = false`. One that could not be marked trusts after the restart only what the
+//!    watermark covers, and writes the rest again before it vouches for it: a second sync of the
+//!    same dirty pages would claim success without having written them.
+//! 6. A replica of an earlier incarnation takes no appends: its writer rolls.
+//!
+//! Lock order: `content`, then `sync`, then `glance`. The first two are asynchronous and are meant to
+//! be held while the disk works: that is what makes the fence atomic.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use uruk_base::DiskFile;
+use uruk_base::disk::OpenMode;
+
+use super::error::StoreError;
+use super::host::Host;
+use super::map_cache::MapCache;
+use crate::format::block_sums::BlockSums;
+use crate::format::replica_file::{
+    DATA_OFFSET, Mode, Origin, ReplicaMeta, SealedMeta, WATERMARK_OFFSET, Watermark, encode_header, encode_meta,
+    encode_watermark,
+};
+use crate::format::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentKey, check_frames};
+
+mod loading;
+mod reading;
+mod sealing;
+
+pub(super) use self::sealing::Completion;
+#[cfg(test)]
+mod tests;
+
+/// No honest length is beyond it: the last frame may start just below `SEGMENT_BYTES_MAX`.
+pub(super) const LENGTH_MAX: u64 = SEGMENT_BYTES_MAX + (FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX) as u64;
+/// Stands for "sealed, no fence is higher" while the seal is being stored.
+const SEALING: u64 = u64::MAX;
+/// Bytes rewritten after a restart start at a multiple of this: whole pages become dirty.
+const REWRITE_ALIGNMENT: u64 = 4096;
+
+/// How a writer opens a replica.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpenAppend {
+    pub(super) log_id: u64,
+    pub(super) mode: Mode,
+    pub(super) create: bool,
+}
+
+/// A member's answer to a fence.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum FenceAnswer {
+    /// It vouches for `length` bytes with this CRC-32.
+    Known { length: u64, committed: u64, crc: u32 },
+    /// It is fenced but does not count.
+    Unknown { reason: String },
+}
+
+/// One replica. It exists in memory before it does on disk, so that whoever comes first (the
+/// writer or a fence) decides under `content`.
+#[derive(Debug)]
+pub(super) struct Replica {
+    id: u64,
+    host: Arc<Host>,
+    maps: Arc<MapCache>,
+    dir: PathBuf,
+    content: tokio::sync::Mutex<Content>,
+    sync: tokio::sync::Mutex<SyncState>,
+    length: watch::Sender<u64>,
+    acked: watch::Sender<u64>,
+    committed: AtomicU64,
+    /// Ends the syncing task.
+    closed: watch::Sender<bool>,
+    glance: Mutex<Glance>,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    /// As stored; `None` = nothing on disk.
+    meta: Option<ReplicaMeta>,
+    file: Option<Arc<dyn DiskFile>>,
+    sums: BlockSums,
+    /// Highest fence asked for; appends stop when it is set, before it is stored.
+    fence_wanted: u64,
+    /// Opened by its writer in this incarnation.
+    open: bool,
+    deleted: bool,
+    /// Bytes from here to the end were found after a restart: maybe never synced.
+    rewrite_from: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct SyncState {
+    file: Option<Arc<dyn DiskFile>>,
+    failed: bool,
+}
+
+/// What reports and readers see without waiting.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Glance {
+    /// Something is on disk.
+    pub(super) present: bool,
+    pub(super) open: bool,
+    pub(super) sealed: Option<Arc<SealedMeta>>,
+    /// The content is known to be bad.
+    pub(super) damaged: Option<String>,
+    /// Why it may not answer for its content; damage included.
+    pub(super) unvouched: Option<String>,
+}
+
+impl Replica {
+    /// A replica of which nothing is on disk.
+    pub(super) fn absent(id: u64, host: Arc<Host>, maps: Arc<MapCache>, dir: PathBuf) -> Replica {
+        Replica {
+            id,
+            host,
+            maps,
+            dir,
+            content: tokio::sync::Mutex::default(),
+            sync: tokio::sync::Mutex::default(),
+            length: watch::Sender::new(0),
+            acked: watch::Sender::new(0),
+            committed: AtomicU64::new(0),
+            closed: watch::Sender::new(false),
+            glance: Mutex::default(),
+        }
+    }
+
+    pub(super) fn log_path(&self) -> PathBuf {
+        self.dir.join(format!("{:016x}.log", self.id))
+    }
+
+    pub(super) fn meta_path(&self) -> PathBuf {
+        self.dir.join(format!("{:016x}.meta", self.id))
+    }
+
+    pub(super) fn glance(&self) -> Glance {
+        self.glance.lock().clone()
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        *self.length.borrow()
+    }
+
+    fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Relaxed)
+    }
+
+    /// What may be acknowledged, as it grows.
+    pub(super) fn acked(&self) -> watch::Receiver<u64> {
+        self.acked.subscribe()
+    }
+
+    // ----------------------------------------------------------------- append
+
+    /// Opens the replica for its writer, creating it on demand. Creation is durable in both modes:
+    /// a member without the file has never acknowledged a byte.
+    pub(super) async fn open_for_append(self: &Arc<Self>, open: OpenAppend) -> Result<(), StoreError> {
+        let mut content = self.content.lock().await;
+        self.host.check()?;
+        if content.meta.is_none() && open.create && content.fence_wanted == 0 && !content.deleted {
+            return self.create(&mut content, open).await;
+        }
+        self.check_open(&content)?;
+        let meta = content.meta.as_ref().expect("an open replica has one");
+        if meta.log_id != open.log_id || meta.mode != open.mode {
+            return Err(StoreError::Invalid(format!(
+                "segment {} belongs to log {} in {:?} mode",
+                self.id, meta.log_id, meta.mode
+            )));
+        }
+        Ok(())
+    }
+
+    async fn create(self: &Arc<Self>, content: &mut Content, open: OpenAppend) -> Result<(), StoreError> {
+        if open.log_id == 0 {
+            return Err(StoreError::Invalid("log id 0".into()));
+        }
+        self.host.space.take(DATA_OFFSET)?;
+        let file = self.create_log_file().await?;
+        let meta = ReplicaMeta { log_id: open.log_id, mode: open.mode, has_log: true, ..self.new_meta(Origin::Member) };
+        self.store_meta(content, meta).await?;
+        self.use_file(content, file).await;
+        content.open = true;
+        self.glance.lock().open = true;
+        self.host.changes.segment(self.id);
+        if open.mode == Mode::Fsync {
+            let replica = self.clone();
+            self.host.env.tasks.spawn("chunkserver segment sync", async move { replica.sync_as_it_grows().await });
+        }
+        Ok(())
+    }
+
+    fn check_open(&self, content: &Content) -> Result<(), StoreError> {
+        let sealed = content.meta.as_ref().is_some_and(|meta| meta.sealed.is_some());
+        if content.fence_wanted > 0 || sealed || content.deleted {
+            return Err(StoreError::Fenced { segment: self.id, fence: content.fence_wanted });
+        }
+        if content.meta.is_none() {
+            return Err(StoreError::NotFound(format!("segment {}", self.id)));
+        }
+        if !content.open {
+            return Err(StoreError::State(format!(
+                "segment {} was opened before this chunk server restarted; continue in a new segment",
+                self.id
+            )));
+        }
+        if let Some(reason) = &self.glance.lock().unvouched {
+            return Err(StoreError::State(format!("segment {}: {reason}", self.id)));
+        }
+        Ok(())
+    }
+
+    /// Writes whole frames at `offset`. Bytes that are here already must be the same ones.
+    /// They count as held once [`Replica::acked`] covers them.
+    pub(super) async fn append(&self, offset: u64, data: Bytes, crc: u32, committed: u64) -> Result<(), StoreError> {
+        self.host.check()?;
+        if offset.max(committed).max(data.len() as u64) > LENGTH_MAX {
+            return Err(StoreError::Invalid(format!("segment {} never reaches offset {offset}", self.id)));
+        }
+        if crc32fast::hash(&data) != crc {
+            return Err(StoreError::Invalid(format!(
+                "segment {}: data at offset {offset} fails its checksum",
+                self.id
+            )));
+        }
+        let mut content = self.content.lock().await;
+        self.check_open(&content)?;
+        let length = self.length();
+        if offset > length {
+            return Err(StoreError::State(format!(
+                "segment {} has {length} bytes; an append at offset {offset} leaves a gap",
+                self.id
+            )));
+        }
+        let overlap = (data.len() as u64).min(length - offset);
+        if overlap > 0 {
+            self.check_same(&content, offset, &data[..overlap as usize]).await?;
+        }
+        let new = data.slice(overlap as usize..);
+        self.hear_committed(committed)?;
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.write_frames(&mut content, length, new).await
+    }
+
+    /// Takes note of what the writer says is committed, without data.
+    pub(super) fn hear_committed(&self, committed: u64) -> Result<(), StoreError> {
+        if committed > LENGTH_MAX {
+            return Err(StoreError::Invalid(format!("segment {} never reaches {committed}", self.id)));
+        }
+        self.committed.fetch_max(committed, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// I1: never different bytes at one offset.
+    async fn check_same(&self, content: &Content, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        let file = content.file.as_ref().expect("an open replica has a file");
+        let present = file.read_at(DATA_OFFSET + offset, data.len()).await.map_err(StoreError::io(&self.log_path()))?;
+        match present == data {
+            true => Ok(()),
+            false => Err(StoreError::State(format!("segment {} has other bytes at offset {offset}", self.id))),
+        }
+    }
+
+    async fn write_frames(&self, content: &mut Content, length: u64, new: Bytes) -> Result<(), StoreError> {
+        if length >= SEGMENT_BYTES_MAX || length + new.len() as u64 > LENGTH_MAX {
+            return Err(StoreError::Invalid(format!("segment {} is full", self.id)));
+        }
+        let meta = content.meta.as_ref().expect("an open replica has one");
+        let (mode, key) = (meta.mode, SegmentKey { log_id: meta.log_id, segment_id: self.id });
+        // What is acknowledged must be found valid again after a restart.
+        check_frames(key, length, &new)
+            .map_err(|error| StoreError::Invalid(format!("segment {}: {error}", self.id)))?;
+        self.host.space.take(new.len() as u64)?;
+        let file = content.file.clone().expect("an open replica has a file");
+        file.write_at(DATA_OFFSET + length, new.clone()).await.map_err(|error| self.write_failed(error))?;
+        content.sums.update(&new);
+        let length = length + new.len() as u64;
+        if mode == Mode::Replicated {
+            self.write_watermark(&*file, length).await.map_err(|error| self.write_failed(error))?;
+        }
+        self.length.send_replace(length);
+        if mode == Mode::Replicated {
+            // Held by the page cache, which is what this mode promises.
+            self.acked.send_replace(length);
+        }
+        Ok(())
+    }
+
+    fn write_failed(&self, error: std::io::Error) -> StoreError {
+        if error.kind() == std::io::ErrorKind::StorageFull {
+            self.host.space.ran_out();
+        }
+        StoreError::io(&self.log_path())(error)
+    }
+
+    async fn write_watermark(&self, file: &dyn DiskFile, acknowledged: u64) -> std::io::Result<()> {
+        let watermark = Watermark { acknowledged, committed: self.committed() };
+        file.write_at(WATERMARK_OFFSET, encode_watermark(watermark)).await
+    }
+
+    // ------------------------------------------------------------------- sync
+
+    /// Syncs whenever something new was written. All that is written while one sync runs is covered
+    /// by the next one: that is the group commit.
+    async fn sync_as_it_grows(self: Arc<Self>) {
+        let (mut length, mut closed) = (self.length.subscribe(), self.closed.subscribe());
+        loop {
+            tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => return,
+                _ = length.wait_for(|length| *length > *self.acked.borrow()) => {}
+            }
+            if self.sync_now().await.is_err() {
+                return; // the process is ending
+            }
+        }
+    }
+
+    /// Makes everything written so far durable, then raises `acked`. One sync at a time: of two that
+    /// run together only one may learn of a failure.
+    async fn sync_now(&self) -> Result<(), StoreError> {
+        let mut sync = self.sync.lock().await;
+        if sync.failed {
+            return Err(self.sync_failed_before());
+        }
+        let target = self.length();
+        let Some(file) = sync.file.clone().filter(|_| target > *self.acked.borrow()) else { return Ok(()) };
+        // Durable.
+        let synced = match file.sync().await {
+            Ok(()) => self.write_watermark(&*file, target).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = synced {
+            sync.failed = true;
+            self.distrust(format!("a sync failed: {error}")).await;
+            return Err(StoreError::io(&self.log_path())(error));
+        }
+        // Acknowledged: whoever watches `acked` answers the writer.
+        self.acked.send_replace(target);
+        Ok(())
+    }
+
+    fn sync_failed_before(&self) -> StoreError {
+        StoreError::Ending(format!("a sync of {} failed", self.log_path().display()))
+    }
+
+    /// I9. The record may fail too, on a disk that just failed: see invariant 5 for that case.
+    async fn distrust(&self, reason: String) {
+        self.glance.lock().unvouched.get_or_insert(reason.clone());
+        let disk = self.host.env.disk.clone();
+        if let Ok(bytes) = disk.read(&self.meta_path()).await
+            && let Ok(meta) = crate::format::replica_file::parse_meta(self.id, &bytes)
+        {
+            let meta = ReplicaMeta { distrusted: Some(reason.clone()), ..meta };
+            if let Err(error) = disk.replace(&self.meta_path(), encode_meta(&meta)).await {
+                tracing::error!(segment = self.id, %error, "cannot record that the replica is distrusted");
+            }
+        }
+        self.host.fail(format!("{}: {reason}", self.log_path().display()));
+    }
+
+    // ------------------------------------------------------------------ fence
+
+    /// Stops appends for ever, stores `r`, and answers with the length that this replica vouches for.
+    /// A lower `r` than seen is refused; the same one gets the same answer.
+    pub(super) async fn fence(&self, r: u64) -> Result<FenceAnswer, StoreError> {
+        if r == 0 || r == SEALING {
+            return Err(StoreError::Invalid(format!("fence {r}")));
+        }
+        let mut content = self.content.lock().await;
+        self.host.check()?;
+        if content.deleted {
+            return Ok(FenceAnswer::Unknown { reason: "it was deleted here".into() });
+        }
+        if let Some(sealed) = content.meta.as_ref().and_then(|meta| meta.sealed.as_ref()) {
+            let (length, crc) = (sealed.length, sealed.crc);
+            return Ok(self.answer(&content, length, crc));
+        }
+        if r < content.fence_wanted {
+            return Err(StoreError::Fenced { segment: self.id, fence: content.fence_wanted });
+        }
+        content.fence_wanted = r;
+        self.settle(&mut content).await?;
+        let length = self.length();
+        let meta = content.meta.clone().unwrap_or_else(|| self.new_meta(Origin::Member));
+        if meta.fence != r || meta.fence_length != length || content.meta.is_none() {
+            self.store_meta(&mut content, ReplicaMeta { fence: r, fence_length: length, ..meta }).await?;
+        }
+        self.close(&mut content);
+        Ok(self.answer(&content, length, content.sums.total()))
+    }
+
+    fn answer(&self, content: &Content, length: u64, crc: u32) -> FenceAnswer {
+        let copy = content.meta.as_ref().is_some_and(|meta| meta.origin == Origin::Copy);
+        match self.glance.lock().unvouched.clone() {
+            Some(reason) => FenceAnswer::Unknown { reason },
+            None if copy => FenceAnswer::Unknown { reason: "a copy, not a member".into() },
+            None => FenceAnswer::Known { length, committed: self.committed(), crc },
+        }
+    }
+
+    /// Waits for pending syncs, so that all of `length` is as durable as the mode promises.
+    async fn settle(&self, content: &mut Content) -> Result<(), StoreError> {
+        if self.sync.lock().await.failed {
+            return Err(self.sync_failed_before());
+        }
+        if content.meta.as_ref().is_none_or(|meta| meta.mode == Mode::Replicated || !meta.has_log)
+            || self.glance.lock().unvouched.is_some()
+        {
+            return Ok(());
+        }
+        if let Some(from) = content.rewrite_from {
+            let file = content.file.as_ref().expect("a replica with a log has a file");
+            let from = DATA_OFFSET + from / REWRITE_ALIGNMENT * REWRITE_ALIGNMENT;
+            let bytes = (DATA_OFFSET + self.length() - from) as usize;
+            let again = file.read_at(from, bytes).await.map_err(StoreError::io(&self.log_path()))?;
+            file.write_at(from, again).await.map_err(|error| self.write_failed(error))?;
+        }
+        self.sync_now().await?;
+        content.rewrite_from = None;
+        Ok(())
+    }
+
+    /// Nothing is appended any more: the syncing task ends.
+    fn close(&self, content: &mut Content) {
+        if content.open {
+            content.open = false;
+            self.glance.lock().open = false;
+        }
+        self.closed.send_replace(true);
+    }
+
+    // ------------------------------------------------------------------ files
+
+    fn new_meta(&self, origin: Origin) -> ReplicaMeta {
+        ReplicaMeta {
+            segment_id: self.id,
+            log_id: 0,
+            origin,
+            mode: Mode::Fsync,
+            boot_id: self.host.boot_id.clone(),
+            has_log: false,
+            fence: 0,
+            fence_length: 0,
+            distrusted: None,
+            sealed: None,
+        }
+    }
+
+    /// A new log file with its header; its name becomes durable with the meta file that follows.
+    async fn create_log_file(&self) -> Result<Arc<dyn DiskFile>, StoreError> {
+        let path = self.log_path();
+        let file = self.host.env.disk.open(&path, OpenMode::CreateOrWrite).await.map_err(StoreError::io(&path))?;
+        let filled = async {
+            file.set_len(0).await?;
+            file.write_at(0, encode_header(self.id)).await
+        };
+        filled.await.map_err(|error| self.write_failed(error))?;
+        if let Err(error) = file.sync().await {
+            self.host.fail(format!("sync of {}: {error}", path.display()));
+            return Err(StoreError::io(&path)(error));
+        }
+        Ok(file)
+    }
+
+    async fn use_file(&self, content: &mut Content, file: Arc<dyn DiskFile>) {
+        self.sync.lock().await.file = Some(file.clone());
+        content.file = Some(file);
+    }
+
+    /// Replaces the meta file. When that fails half-way nobody knows what a restart will find, so
+    /// anything but a full disk ends the process.
+    async fn store_meta(&self, content: &mut Content, meta: ReplicaMeta) -> Result<(), StoreError> {
+        let path = self.meta_path();
+        if let Err(error) = self.host.env.disk.replace(&path, encode_meta(&meta)).await {
+            if error.kind() == std::io::ErrorKind::StorageFull {
+                self.host.space.ran_out();
+            } else {
+                self.host.fail(format!("{}: {error}", path.display()));
+            }
+            return Err(StoreError::io(&path)(error));
+        }
+        let mut glance = self.glance.lock();
+        glance.present = true;
+        glance.sealed = meta.sealed.clone().map(Arc::new);
+        drop(glance);
+        content.meta = Some(meta);
+        self.host.changes.segment(self.id);
+        Ok(())
+    }
+
+    /// Remembers and reports that the content is bad; it no longer counts as anybody's answer.
+    pub(super) fn mark_damaged(&self, what: &str) {
+        let mut glance = self.glance.lock();
+        if glance.damaged.is_none() {
+            tracing::error!(segment = self.id, what, "a replica is damaged");
+            glance.damaged = Some(what.to_owned());
+            glance.unvouched.get_or_insert_with(|| what.to_owned());
+            self.host.changes.segment(self.id);
+        }
+    }
+}
