@@ -75,7 +75,7 @@ impl ControllerConfig {
             repair_tick: Duration::from_secs(1),
             copy_timeout: Duration::from_secs(60),
             copies_in_flight_max: 16,
-            copies_per_server_max: 4,
+            copies_per_server_max: 2,
             orders_per_heartbeat_max: 1_000,
             pieces_per_tick_max: 10_000,
             sweep_per_tick_max: 256,

@@ -25,22 +25,13 @@ pub struct Core {
     pub(super) clock: Clock,
     pub(super) random: Random,
     pub(super) config: ControllerConfig,
-    pub(super) consensus: Replicated,
+    pub(super) consensus: Consensus<ControllerState>,
     fleet: Mutex<Fleet>,
     allotment: Mutex<Allotment>,
     /// One permit: whoever finds no ids left fetches a block for all who wait.
     refill: Semaphore,
     /// Kept for as long as anything of the controller runs.
     _folder: DataFolder,
-}
-
-/// The replicated state; prints as nothing more than its name.
-pub struct Replicated(pub Consensus<ControllerState>);
-
-impl std::fmt::Debug for Replicated {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Consensus<ControllerState>")
-    }
 }
 
 impl Core {
@@ -52,7 +43,7 @@ impl Core {
             fleet: Mutex::new(Fleet::new(config.clone())),
             allotment: Mutex::new(Allotment::new(config.put_lifetime)),
             config,
-            consensus: Replicated(consensus),
+            consensus,
             refill: Semaphore::new(1),
             _folder: folder,
         }
@@ -60,7 +51,7 @@ impl Core {
 
     /// The term in which this node leads, as far as it knows.
     pub fn leading(&self) -> Result<u64, RpcError> {
-        let leadership = self.consensus.0.leadership();
+        let leadership = self.consensus.leadership();
         let leadership = leadership.borrow();
         match leadership.is_leader {
             true => Ok(leadership.term.0),
@@ -71,12 +62,12 @@ impl Core {
 
     /// Looks at the local replicated state.
     pub fn read<R>(&self, f: impl FnOnce(&ControllerState) -> R) -> R {
-        self.consensus.0.read(f)
+        self.consensus.read(f)
     }
 
     /// After this, [`Core::read`] sees everything that was acknowledged before.
     pub async fn catch_up(&self) -> Result<(), RpcError> {
-        self.consensus.0.read_linearizable().await.map_err(|error| RpcError::not_leader(error.leader))
+        self.consensus.read_linearizable().await.map_err(|error| RpcError::not_leader(error.leader))
     }
 
     /// Looks at the replicated state and this term's soft one.
@@ -110,7 +101,7 @@ impl Core {
 
     /// Commits a command and has repair look at what it touched.
     pub async fn propose(&self, command: Command) -> Result<Outcome, RpcError> {
-        let reply = self.consensus.0.propose(command).await.map_err(|error| match error {
+        let reply = self.consensus.propose(command).await.map_err(|error| match error {
             ProposeError::NotLeader { leader } => RpcError::not_leader(leader),
             ProposeError::TooLarge { .. } => RpcError::new(ErrorCode::InvalidArgument, error.to_string()),
             ProposeError::Unknown(_) | ProposeError::ShutDown => RpcError::new(ErrorCode::Unknown, error.to_string()),

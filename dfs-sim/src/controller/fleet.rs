@@ -123,6 +123,14 @@ struct Copy {
     finish_since: Option<Moment>,
 }
 
+impl Copy {
+    /// Whether another copy may be put in its place.
+    fn is_replaceable(&self) -> bool {
+        let is_short = matches!(self.content, Content::Held { sealed: false, .. }) && self.finish_since.is_some();
+        matches!(self.content, Content::Held { damaged: true, .. }) || is_short
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Content {
     /// A commit says so.
@@ -193,6 +201,8 @@ pub struct Fleet {
     /// nor in flight wait until a server can take them.
     queue: BTreeSet<(usize, PieceId)>,
     in_flight: BTreeMap<PieceId, InFlight>,
+    /// Where the last copy failed.
+    failed_targets: BTreeMap<PieceId, ChunkServerId>,
     unavailable: BTreeSet<PieceId>,
     /// Whether every piece that the state wants was examined once.
     surveyed: bool,
@@ -217,6 +227,7 @@ impl Fleet {
             needs: BTreeMap::new(),
             queue: BTreeSet::new(),
             in_flight: BTreeMap::new(),
+            failed_targets: BTreeMap::new(),
             unavailable: BTreeSet::new(),
             surveyed: false,
             sweep_after: None,

@@ -3,11 +3,13 @@
 //! Rules of deletion, in the order of their importance:
 //! 1. Nothing is deleted of a piece that is held (a put in progress, an open segment) or foreign.
 //! 2. Of a wanted piece, a good copy is deleted only if `replicas` *confirmed* ones stay; a bad copy
-//!    only if at least one confirmed one stays.
+//!    only if at least one confirmed one stays. A damaged copy is replaced in place where it can be.
 //! 3. Confirmed = reported good by this process of a responsive server to this leader, in time for
 //!    the confirmation of its leadership. Whatever else may be a copy is presumed: it spares a
 //!    repair, it allows no deletion.
 //! 4. A copy that was ordered away counts as gone, whether or not it is.
+//! 5. A segment's replicas go only with their log: a server never takes a segment again that it
+//!    deleted, since a late writer could else create it anew.
 
 use std::collections::BTreeMap;
 
@@ -92,8 +94,10 @@ pub enum Standing {
     Presumed,
     /// A segment's replica that was not told that it is sealed.
     Unfinished,
-    /// Damaged, short, or of another length.
-    Bad,
+    /// It failed its checksum, or cannot be cut to the sealed length: a copy may overwrite it.
+    Damaged,
+    /// Sound, and not what is wanted: it has another length.
+    Unfit,
     /// Ordered away.
     Leaving,
     /// Its server is dead.
@@ -128,26 +132,26 @@ pub struct Assessment {
     pub unavailable: bool,
 }
 
-/// Whether a good copy too many may go.
+/// Whether copies that are not needed may go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Surplus {
-    /// The piece's copies changed just now: a server may be on its way back or out.
+pub enum Excess {
+    /// The piece's copies changed just now: a server may be on its way back or out. Or rule 5.
     Keep,
-    /// It has been stable.
+    /// They have been stable.
     Delete,
 }
 
 /// Whether a server without any copy of the piece could take one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FreeTarget {
-    /// One could: a bad copy stays until it has.
+    /// One could: an unfit copy stays until it has.
     Exists,
-    /// None: a bad copy has to make room.
+    /// None: an unfit copy has to make room.
     None,
 }
 
 /// What is to be done about a piece of which `want` is wanted and `copies` are known.
-pub fn assess(want: &Want, copies: &[CopyView<'_>], surplus: Surplus, free_target: FreeTarget) -> Assessment {
+pub fn assess(want: &Want, copies: &[CopyView<'_>], excess: Excess, free_target: FreeTarget) -> Assessment {
     let wanted = match want {
         Want::Foreign | Want::Hold => return Assessment::default(),
         Want::Garbage => return Assessment { delete: garbage(copies), ..Assessment::default() },
@@ -159,11 +163,16 @@ pub fn assess(want: &Want, copies: &[CopyView<'_>], surplus: Surplus, free_targe
     let live = confirmed + of(Standing::Presumed).count() + unfinished;
 
     let mut delete = Vec::new();
-    if confirmed >= 1 && (live >= wanted || free_target == FreeTarget::None) {
-        delete.extend(of(Standing::Bad).map(|c| c.server));
-    }
-    if surplus == Surplus::Delete && delete.is_empty() && confirmed > wanted {
-        delete = most_dispensable(of(Standing::Confirmed).collect(), confirmed - wanted);
+    if excess == Excess::Delete && confirmed >= 1 {
+        if live >= wanted {
+            delete.extend(of(Standing::Damaged).map(|c| c.server));
+        }
+        if live >= wanted || free_target == FreeTarget::None {
+            delete.extend(of(Standing::Unfit).map(|c| c.server));
+        }
+        if delete.is_empty() && confirmed > wanted {
+            delete = most_dispensable(of(Standing::Confirmed).collect(), confirmed - wanted);
+        }
     }
     Assessment {
         delete,
@@ -176,7 +185,7 @@ pub fn assess(want: &Want, copies: &[CopyView<'_>], surplus: Surplus, free_targe
 
 fn garbage(copies: &[CopyView<'_>]) -> Vec<ChunkServerId> {
     let is_known_there = |standing| match standing {
-        Standing::Confirmed | Standing::Unfinished | Standing::Bad => true,
+        Standing::Confirmed | Standing::Unfinished | Standing::Damaged | Standing::Unfit => true,
         // Its report, or its return, brings it up again.
         Standing::Presumed | Standing::Leaving | Standing::Lost => false,
     };

@@ -79,7 +79,7 @@ async fn expire_puts(core: &Core) -> Result<(), uruk_proto::RpcError> {
 
 /// Looks at some pieces again while anything has changed since the last round.
 fn sweep(core: &Core, swept: &mut Seen) {
-    let applied = *core.consensus.0.applied().borrow();
+    let applied = *core.consensus.applied().borrow();
     let _ = core.with_fleet(|_, fleet, _| {
         let seen = Seen { applied, reports: fleet.changes() };
         if fleet.is_sweep_done() {
@@ -99,7 +99,7 @@ async fn repair(core: &Core) -> Result<(), uruk_proto::RpcError> {
     })?;
     let Some(mark) = mark else { return Ok(()) };
     let not_leader = |error: uruk_consensus::NotLeader| uruk_proto::RpcError::not_leader(error.leader);
-    let confirmed = core.consensus.0.confirm_leadership().await.map_err(not_leader)?;
+    let confirmed = core.consensus.confirm_leadership().await.map_err(not_leader)?;
     core.catch_up().await?;
     core.with_fleet(|state, fleet, now| {
         // Elected again meanwhile: the reports before the mark were another term's.

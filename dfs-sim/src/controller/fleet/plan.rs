@@ -4,7 +4,7 @@ use uruk_base::Moment;
 
 use super::{Content, Copy, Fleet, InFlight, ORDER_CHECK, Order, Phase, PlannedOrder};
 use crate::controller::id::{ChunkServerId, PieceId};
-use crate::controller::placement::{Candidate, CopyView, FreeTarget, Standing, Surplus, assess, choose_targets};
+use crate::controller::placement::{Candidate, CopyView, Excess, FreeTarget, Standing, assess, choose_targets};
 use crate::controller::state::{ControllerState, Want, WantedCopies};
 
 /// Pieces in the queue that one pass tries to place.
@@ -23,10 +23,16 @@ impl Fleet {
         }
         let late: Vec<PieceId> = self.in_flight.iter().filter(|(_, f)| f.deadline <= now).map(|(p, _)| *p).collect();
         for piece in late {
-            let copy = self.in_flight.remove(&piece);
-            tracing::warn!(%piece, target = ?copy.map(|c| c.target), "a copy took too long; trying again");
-            self.dirty.insert(piece);
+            self.copy_failed(piece);
         }
+    }
+
+    /// The copy under way did not work out: another server is tried first.
+    pub(super) fn copy_failed(&mut self, piece: PieceId) {
+        let Some(copy) = self.in_flight.remove(&piece) else { return };
+        tracing::warn!(%piece, target = %copy.target, "a copy fails or takes too long; trying again");
+        self.failed_targets.insert(piece, copy.target);
+        self.dirty.insert(piece);
     }
 
     /// Puts some pieces up for another look, round robin: whatever slipped through a lost answer is
@@ -97,7 +103,10 @@ impl Fleet {
         let is_too_new = known.is_some_and(|p| p.copies.values().any(|c| c.seen > mark));
         let grace_over = known.map_or(self.elected_at, |p| p.changed_at) + self.config.repair_grace;
         let is_stable = now >= grace_over;
-        let surplus = if is_stable { Surplus::Delete } else { Surplus::Keep };
+        let excess = match piece {
+            PieceId::Chunk(_) if is_stable => Excess::Delete,
+            PieceId::Chunk(_) | PieceId::Segment(_) => Excess::Keep,
+        };
         let wanted = match want {
             Want::Copies(wanted) => Some(wanted),
             Want::Foreign | Want::Hold | Want::Garbage => None,
@@ -111,7 +120,7 @@ impl Fleet {
             true => FreeTarget::Exists,
             false => FreeTarget::None,
         };
-        let todo = assess(&want, &views, surplus, free_target);
+        let todo = assess(&want, &views, excess, free_target);
         let is_crowded = wanted.is_some_and(|w| views.len() > usize::from(w.replicas));
 
         if is_too_new {
@@ -133,6 +142,7 @@ impl Fleet {
         }
         if todo.missing == 0 {
             self.in_flight.remove(&piece);
+            self.failed_targets.remove(&piece);
             return;
         }
         self.needs.insert(piece, todo.live);
@@ -159,12 +169,12 @@ impl Fleet {
         let good = if is_confirmed { Standing::Confirmed } else { Standing::Presumed };
         match want {
             Want::Foreign | Want::Hold | Want::Garbage => good,
-            Want::Copies(_) if damaged => Standing::Bad,
+            Want::Copies(_) if damaged => Standing::Damaged,
             Want::Copies(wanted) if sealed && bytes == wanted.bytes => good,
-            Want::Copies(_) if sealed => Standing::Bad,
+            Want::Copies(_) if sealed => Standing::Unfit,
             // Told that it is sealed, it either finishes or turns out too short.
             Want::Copies(_) => match copy.finish_since {
-                Some(since) if now.saturating_since(since) >= self.config.repair_grace => Standing::Bad,
+                Some(since) if now.saturating_since(since) >= self.config.repair_grace => Standing::Damaged,
                 Some(_) | None => Standing::Unfinished,
             },
         }
@@ -214,17 +224,23 @@ impl Fleet {
     fn place_one(&mut self, state: &ControllerState, piece: PieceId, now: Moment) -> Placed {
         let Want::Copies(wanted) = state.want(piece) else { return Placed::Impossible };
         let Some(known) = self.pieces.get(&piece) else { return Placed::Impossible };
-        let mut eligible = self.candidates(state, wanted.bytes, |_| false);
-        eligible.retain(|c| !known.copies.contains_key(&c.id) && self.servers[&c.id].reported);
+        let failed = self.failed_targets.get(&piece).copied();
+        let mut eligible = self.candidates(state, wanted.bytes, |id| Some(id) == failed);
+        eligible.retain(|c| known.copies.get(&c.id).is_none_or(Copy::is_replaceable) && self.servers[&c.id].reported);
         if eligible.is_empty() {
             return Placed::Impossible;
         }
         let in_flight_to = |id: ChunkServerId| self.in_flight.values().filter(|f| f.target == id).count();
-        let idle: Vec<Candidate<'_>> =
-            eligible.into_iter().filter(|c| in_flight_to(c.id) < self.config.copies_per_server_max).collect();
+        eligible.retain(|c| in_flight_to(c.id) < self.config.copies_per_server_max);
+        // A damaged copy is replaced in place, unless that failed before.
+        let in_place = |c: &Candidate<'_>| !c.avoided && known.copies.contains_key(&c.id);
+        if eligible.iter().any(in_place) {
+            eligible.retain(in_place);
+        }
+        let good = known.copies.iter().filter(|(_, copy)| !copy.is_replaceable());
         let taken_zones: Vec<&str> =
-            known.copies.keys().filter_map(|id| state.servers().get(id)).map(|s| s.zone.as_str()).collect();
-        let Some(target) = choose_targets(&idle, &taken_zones, 1, 1).first().copied() else { return Placed::Busy };
+            good.filter_map(|(id, _)| state.servers().get(id)).map(|s| s.zone.as_str()).collect();
+        let Some(target) = choose_targets(&eligible, &taken_zones, 1, 1).first().copied() else { return Placed::Busy };
         let sources = self.addresses(state, piece, now);
         if sources.is_empty() {
             return Placed::Impossible;

@@ -92,6 +92,10 @@ impl Fleet {
             }
         }
         for report in reports {
+            let is_target = self.in_flight.get(&report.piece).is_some_and(|f| f.target == server);
+            if is_target && (report.deleted || report.damaged) {
+                self.copy_failed(report.piece);
+            }
             if report.deleted {
                 self.remove_copy(report.piece, server);
                 self.dirty.insert(report.piece);
