@@ -45,13 +45,13 @@ pub async fn serve(
     routes: Routes,
     tasks: &Tasks,
 ) -> Result<(), tonic::transport::Error> {
-    let clock = env.clock.clone();
+    let (clock, group) = (env.clock.clone(), tasks.clone());
     let incoming = futures::stream::unfold(listener, move |listener| {
-        let clock = clock.clone();
+        let (clock, group) = (clock.clone(), group.clone());
         async move {
             loop {
                 match listener.accept().await {
-                    Ok(connection) => return Some((Ok::<_, io::Error>(Accepted(connection)), listener)),
+                    Ok(connection) => return Some((Ok::<_, io::Error>(Accepted::new(connection, group)), listener)),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         clock.sleep(ACCEPT_RETRY_DELAY).await;
@@ -148,8 +148,28 @@ impl tower::Service<Uri> for Connector {
     }
 }
 
-/// An accepted connection, in the form that tonic serves.
-struct Accepted(Connection);
+/// An accepted connection, in the form that tonic serves. It breaks when the server's tasks shut
+/// down: tonic's own connection tasks would otherwise go on answering.
+struct Accepted {
+    connection: Connection,
+    shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
+    is_shut_down: bool,
+}
+
+impl Accepted {
+    fn new(connection: Connection, group: Tasks) -> Accepted {
+        let shutdown = Box::pin(async move { group.cancelled().await });
+        Accepted { connection, shutdown, is_shut_down: false }
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.is_shut_down && self.shutdown.as_mut().poll(cx).is_pending() {
+            return Ok(());
+        }
+        self.is_shut_down = true;
+        Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is shutting down"))
+    }
+}
 
 impl Connected for Accepted {
     type ConnectInfo = ();
@@ -158,21 +178,24 @@ impl Connected for Accepted {
 
 impl AsyncRead for Accepted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_read(cx, buf)
+        self.check(cx)?;
+        self.connection.as_mut().poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Accepted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.as_mut().poll_write(cx, buf)
+        self.check(cx)?;
+        self.connection.as_mut().poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_flush(cx)
+        self.check(cx)?;
+        self.connection.as_mut().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_shutdown(cx)
+        self.connection.as_mut().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -180,10 +203,11 @@ impl AsyncWrite for Accepted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.as_mut().poll_write_vectored(cx, bufs)
+        self.check(cx)?;
+        self.connection.as_mut().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.connection.is_write_vectored()
     }
 }
