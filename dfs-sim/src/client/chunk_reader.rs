@@ -115,7 +115,7 @@ impl ChunkReader {
                     self.stream = Some((address, stream));
                     continue;
                 }
-                Ok(Ok(None)) => RpcError::new(ErrorCode::Corrupt, format!("ended {left} bytes early")),
+                Ok(Ok(None)) => RpcError::new(ErrorCode::Unknown, format!("ended {left} bytes early")),
                 Ok(Err(status)) => RpcError::from(status),
                 Err(elapsed) => RpcError::new(ErrorCode::DeadlineExceeded, elapsed.to_string()),
             };
@@ -160,10 +160,11 @@ impl ChunkReader {
             "cannot read from this replica; going on with another"
         );
         self.shared.counters.read_failovers.inc();
-        if error.code == ErrorCode::Corrupt {
-            self.corrupt = Some(format!("{address}: {error}"));
-        } else {
-            self.shared.suspects.add(&address);
+        match error.code {
+            ErrorCode::Corrupt => self.corrupt = Some(format!("{address}: {error}")),
+            // It lacks this chunk, or is not done with sealing it; otherwise it is well.
+            ErrorCode::NotFound | ErrorCode::FailedPrecondition => {}
+            _ => self.shared.suspects.add(&address),
         }
         self.last_error = Some((address, error));
     }
@@ -228,7 +229,8 @@ impl ChunkReader {
         format!("{} {}", if self.target.is_segment { "segment" } else { "chunk" }, self.target.id)
     }
 
+    /// Longer with every round: when all servers are slow, patience gets further than haste.
     fn attempt(&self) -> Duration {
-        Duration::from_millis(self.shared.config.read_attempt_ms)
+        Duration::from_millis(self.shared.config.read_attempt_ms) * (1 + self.rounds)
     }
 }

@@ -7,6 +7,8 @@
 //! | [`seal`] | the eight steps that end a log; what to conclude from the members' answers (pure) |
 //! | `reader` | streams records of sealed segments |
 
+#[cfg(test)]
+mod model;
 mod reader;
 pub mod seal;
 pub mod window;

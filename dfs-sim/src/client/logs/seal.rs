@@ -21,13 +21,14 @@ mod round;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use uruk_base::Moment;
 use uruk_base::commit_log::{LogError, LogId, Lsn, SealedLog};
-use uruk_proto::ErrorCode;
 use uruk_proto::dfs::{
     BeginRecoveryRequest, CloseLogRequest, FinishSegmentRequest, LogInfo, Member, SealSegmentRequest, SegmentInfo,
     segment_info,
 };
+use uruk_proto::{ErrorCode, RpcError};
 
 pub use self::decide::{Decision, MemberAnswer, Plan, decide};
 pub use self::round::next_recovery;
@@ -37,6 +38,8 @@ use super::{get_log, refused, sealed_length, sealed_log};
 
 /// A recoverer that was overtaken lets the other one finish for about this long.
 const OVERTAKEN_WAIT: Duration = Duration::from_millis(20);
+/// A seal waits this long for the first member to finish, so that the log can be read at once.
+const FINISH_WAIT: Duration = Duration::from_millis(100);
 /// Attempts to tell a member where its segment ends; the controllers tell it later in any case.
 const FINISH_ATTEMPTS: u32 = 3;
 
@@ -110,7 +113,9 @@ async fn attempt(
     match seal_segment(shared, id, segment.index, recovery, plan.length, crc).await {
         Ok(log) => match state_under(&log, segment.index, recovery) {
             State::Sealed => {
-                finish_in_background(shared, segment, plan.length, crc);
+                let mut finished = finish_in_background(shared, segment, plan.length, crc);
+                // Nobody finished, or nobody will: the log is sealed all the same.
+                let _ = shared.env.clock.timeout(FINISH_WAIT, finished.recv()).await;
                 Ok(Attempt::Sealed(log))
             }
             State::Ours(_) | State::Other => Ok(Attempt::Again("another recoverer holds the segment".into())),
@@ -171,34 +176,44 @@ async fn seal_segment(
 }
 
 /// Step 8, also after a roll: tells the members, as far as they can be reached, where the sealed
-/// segment ends.
-pub(super) fn finish_in_background(shared: &Arc<Shared>, segment: SegmentInfo, length: u64, crc: u32) {
+/// segment ends. Receives one message for each that is done.
+pub(super) fn finish_in_background(
+    shared: &Arc<Shared>,
+    segment: SegmentInfo,
+    length: u64,
+    crc: u32,
+) -> mpsc::UnboundedReceiver<()> {
+    let (done, finished) = mpsc::unbounded_channel();
     for member in segment.members {
-        let (task, shared) = (shared.env.tasks.clone(), shared.clone());
+        let (task, shared, done) = (shared.env.tasks.clone(), shared.clone(), done.clone());
         let request = FinishSegmentRequest { segment_id: segment.segment_id, length, crc };
-        task.spawn("dfs-log-finish", async move { finish(&shared, &member, request).await });
+        task.spawn("dfs-log-finish", async move {
+            if finish(&shared, &member, request).await {
+                // Nobody need be waiting.
+                let _ = done.send(());
+            }
+        });
     }
+    finished
 }
 
-async fn finish(shared: &Shared, member: &Member, request: FinishSegmentRequest) {
+/// Whether the member is done.
+async fn finish(shared: &Shared, member: &Member, request: FinishSegmentRequest) -> bool {
     let limit = Duration::from_millis(shared.config.seal_attempt_ms);
     for attempt in 0..FINISH_ATTEMPTS {
         let mut server = shared.chunk_server(&member.address, Lane::Log);
-        match shared.env.clock.timeout(limit, server.finish_segment(request)).await {
-            Ok(Ok(_)) => return,
-            Ok(Err(status)) => {
-                let error = uruk_proto::RpcError::from(status);
-                tracing::debug!(segment = request.segment_id, address = %member.address, %error, "cannot finish");
-                if !error.code.is_retriable() {
-                    return;
-                }
-            }
-            Err(elapsed) => {
-                tracing::debug!(segment = request.segment_id, address = %member.address, %elapsed, "cannot finish");
-            }
+        let error = match shared.env.clock.timeout(limit, server.finish_segment(request)).await {
+            Ok(Ok(_)) => return true,
+            Ok(Err(status)) => RpcError::from(status),
+            Err(elapsed) => RpcError::new(ErrorCode::DeadlineExceeded, elapsed.to_string()),
+        };
+        tracing::debug!(segment = request.segment_id, address = %member.address, %error, "cannot finish");
+        if !error.code.is_retriable() {
+            break;
         }
         shared.env.clock.sleep(shared.env.random.jitter(shared.config.backoff(attempt + 4))).await;
     }
+    false
 }
 
 /// Damage that no member can make good.

@@ -107,6 +107,9 @@ impl Piece {
 /// Where bytes `range` of the file lie.
 fn pieces(file: &FileInfo, range: Range<u64>) -> Vec<Piece> {
     let mut pieces = Vec::new();
+    if range.is_empty() {
+        return pieces;
+    }
     let mut start = 0;
     for chunk in &file.chunks {
         let end = start + chunk.bytes;

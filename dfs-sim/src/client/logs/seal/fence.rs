@@ -20,6 +20,10 @@ use super::{State, corrupt, is_overtaken, state_under};
 /// Members that did not answer are asked again after about this long.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
+/// When the members that answered are enough to know the length but too few to hold it, the others
+/// are waited for this long: they may spare a copy.
+const SPARE_COPY_WAIT: Duration = Duration::from_millis(50);
+
 /// How fencing ended.
 pub enum Fenced {
     Enough(SegmentInfo, Plan),
@@ -58,7 +62,17 @@ pub async fn fence(
             .collect();
         let (members, quorum) = (segment.members.len(), segment.ack_quorum as usize);
         let mut decision = Decision::Wait;
-        while let Some((index, said)) = asked.next().await {
+        let started = clock.now();
+        loop {
+            let next = match &decision {
+                Decision::Wait | Decision::Doubt { .. } => Ok(asked.next().await),
+                Decision::Seal(plan) if plan.copies_needed == 0 => Ok(None),
+                Decision::Seal(_) => {
+                    let left = SPARE_COPY_WAIT.saturating_sub(clock.since(started));
+                    clock.timeout(left, asked.next()).await
+                }
+            };
+            let Ok(Some((index, said))) = next else { break };
             match said {
                 Said::Answer(FenceResponse { known: true, length, committed, crc, .. }) => {
                     answers.insert(index, MemberAnswer { member: index, length, committed, crc });
@@ -71,15 +85,12 @@ pub async fn fence(
             }
             let so_far: Vec<MemberAnswer> = answers.values().copied().collect();
             decision = decide(members, quorum, &so_far);
-            if let Decision::Seal(plan) = decision {
-                drop(asked);
-                return Ok(Fenced::Enough(segment, plan));
-            }
         }
         drop(asked);
         let doubt = match decision {
+            Decision::Seal(plan) => return Ok(Fenced::Enough(segment, plan)),
             Decision::Doubt { at, what } => Some((at, what)),
-            Decision::Wait | Decision::Seal(_) => None,
+            Decision::Wait => None,
         };
         // A contradiction that no further member can explain, or that none explained in time.
         if let Some((at, what)) = doubt

@@ -44,11 +44,15 @@ pub(super) struct WriterTask {
     sent: usize,
     /// The request for the next segment, while one is under way.
     rolling: Option<BoxFuture<'static, Result<SegmentInfo, LogError>>>,
+    /// Servers that the last roll asked to avoid.
+    avoided: Vec<u64>,
 
     /// When members are to be told how far the log is committed, unless a frame does it.
     tell_committed_at: Option<Moment>,
     /// Since when nothing became durable although it should.
     trouble_since: Option<Moment>,
+    /// What a replica said last when it failed, for the error that gives up.
+    last_failure: String,
     rolls_without_progress: u32,
 }
 
@@ -86,8 +90,10 @@ impl WriterTask {
             pending: VecDeque::new(),
             sent: 0,
             rolling: None,
+            avoided: Vec::new(),
             tell_committed_at: None,
             trouble_since: None,
+            last_failure: String::new(),
             rolls_without_progress: 0,
         };
         task.open_replicas();
@@ -163,6 +169,7 @@ impl WriterTask {
             ReplicaEvent::Failed(error) => {
                 let address = &self.segment.members[member].address;
                 tracing::warn!(log = self.id.0, segment = self.segment.index, %address, %error, "replica failed");
+                self.last_failure = format!("; replica {address}: {error}");
                 self.window.on_failed(member);
                 self.replicas[member] = None;
             }
@@ -247,6 +254,7 @@ impl WriterTask {
         };
         tracing::info!(log = self.id.0, segment = request.index, length, avoid = ?request.avoid, "rolling");
         self.shared.counters.rolls.inc();
+        self.avoided = request.avoid.clone();
         let since = *self.trouble_since.get_or_insert(now);
         let give_up = since + Duration::from_millis(self.shared.config.log_write_deadline_ms);
         let delay = match self.rolls_without_progress {
@@ -263,7 +271,10 @@ impl WriterTask {
 
     fn on_rolled(&mut self, result: Result<SegmentInfo, LogError>) -> Result<(), LogError> {
         self.rolling = None;
-        let next = result?;
+        let next = result.map_err(|error| match error {
+            LogError::Indeterminate(id, what) => LogError::Indeterminate(id, what + &self.last_failure),
+            error => error,
+        })?;
         let (length, crc) = self.window.freeze();
         if next.base != self.segment.base + length {
             let what = format!("segment {} begins at {}, not at {}", next.index, next.base, self.segment.base + length);
@@ -273,11 +284,25 @@ impl WriterTask {
             self.trouble_since = None;
         }
         let ended = std::mem::replace(&mut self.segment, next);
-        seal::finish_in_background(&self.shared, ended, length, crc);
+        self.adapt_patience();
+        drop(seal::finish_in_background(&self.shared, ended, length, crc));
         self.window = new_window(&self.segment);
         self.sent = 0;
         self.open_replicas();
         Ok(())
+    }
+
+    /// When there is nobody to take a slow server's place, rolling again does not help: waits longer
+    /// each time.
+    fn adapt_patience(&mut self) {
+        if self.avoided.is_empty() {
+            return;
+        }
+        let is_member = |id: &u64| self.segment.members.iter().any(|m| m.server_id == *id);
+        self.patience.slow = match self.avoided.iter().any(is_member) {
+            true => (self.patience.slow * 2).min(self.patience.stalled),
+            false => patience(&self.shared).slow,
+        };
     }
 
     fn open_replicas(&mut self) {
