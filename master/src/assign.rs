@@ -1,0 +1,350 @@
+//! The planner: what is to be done now. Pure: `plan(state, volatile, tuning, now)`.
+//!
+//! Level-triggered: it looks at what is, not at what happened, so that a new leader or a restarted
+//! master goes on where the last one stopped. Whatever it decides is checked again where it takes
+//! effect: commands when they are applied, orders by the tablet server, deletions by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use uruk_base::Moment;
+use uruk_proto::{Epoch, ServerId, TabletId};
+
+use crate::command::{Assignment, TabletKey};
+use crate::config::Tuning;
+use crate::state::State;
+use crate::state::meta::MetaTabletId;
+use crate::state::row::{CloseKind, TabletState};
+use crate::volatile::{FlightState, Volatile};
+
+/// Servers that sort the same piece at the same time, at most.
+const SORTERS_MAX: usize = 2;
+/// Failed openings are tried again after 1 s, 2 s, 4 s ... up to this; the first one at once.
+const REOPEN_DELAY_MAX: Duration = Duration::from_secs(64);
+/// The tail of a log is trimmed in steps of at least this many bytes.
+const TRIM_STEP_BYTES: u64 = 1 << 20;
+
+/// One thing to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Propose it: the lease has lapsed.
+    DeclareDead(ServerId),
+    /// Fence the dead server's log and record its end.
+    Seal(ServerId),
+    /// Have a piece of a dead server's log sorted.
+    Sort { log: ServerId, segment: u32, sorter: ServerId },
+    /// Delete the log's data and record that the recovery is done.
+    Finish(ServerId),
+    /// Propose it.
+    Assign(Vec<Assignment>),
+    /// Order it.
+    Open { server: ServerId, tablets: Vec<TabletKey> },
+    /// Order it.
+    Close { server: ServerId, kind: CloseKind, tablets: Vec<TabletKey> },
+    /// Propose that the draining server gives up what it serves.
+    Drain { server: ServerId, tablets: Vec<TabletKey> },
+    /// Propose it.
+    SplitMeta(MetaTabletId),
+    /// Let go of a live server's flushed log.
+    Trim { server: ServerId, upto: u64 },
+    /// Delete these entries of the deletion queue.
+    DeleteFiles(Vec<(u64, Arc<str>)>),
+    /// Look for files that nothing names.
+    Sweep,
+}
+
+/// At most one action of each key is under way.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum ActionKey {
+    DeclareDead(ServerId),
+    Seal(ServerId),
+    Sort(ServerId, u32, ServerId),
+    Finish(ServerId),
+    Assign,
+    Open(ServerId),
+    Close(ServerId, CloseKind),
+    Drain(ServerId),
+    SplitMeta(MetaTabletId),
+    Trim(ServerId),
+    DeleteFiles,
+    Sweep,
+}
+
+impl Action {
+    pub fn key(&self) -> ActionKey {
+        match self {
+            Action::DeclareDead(server) => ActionKey::DeclareDead(*server),
+            Action::Seal(server) => ActionKey::Seal(*server),
+            Action::Sort { log, segment, sorter } => ActionKey::Sort(*log, *segment, *sorter),
+            Action::Finish(server) => ActionKey::Finish(*server),
+            Action::Assign(_) => ActionKey::Assign,
+            Action::Open { server, .. } => ActionKey::Open(*server),
+            Action::Close { server, kind, .. } => ActionKey::Close(*server, *kind),
+            Action::Drain { server, .. } => ActionKey::Drain(*server),
+            Action::SplitMeta(meta) => ActionKey::SplitMeta(*meta),
+            Action::Trim { server, .. } => ActionKey::Trim(*server),
+            Action::DeleteFiles(_) => ActionKey::DeleteFiles,
+            Action::Sweep => ActionKey::Sweep,
+        }
+    }
+}
+
+/// The time, on both clocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Now {
+    pub moment: Moment,
+    pub wall_micros: i64,
+}
+
+/// What is to be done now, in the order of urgency. Everything in it may be begun at once.
+pub fn plan(state: &State, volatile: &Volatile, tuning: &Tuning, now: Now) -> Vec<Action> {
+    let mut plan = Plan { state, volatile, tuning, now, actions: Vec::new() };
+    plan.deaths();
+    plan.recoveries();
+    plan.assignments();
+    plan.opens();
+    plan.closes();
+    plan.drains();
+    plan.meta_splits();
+    plan.trims();
+    plan.files();
+    plan.actions
+}
+
+struct Plan<'a> {
+    state: &'a State,
+    volatile: &'a Volatile,
+    tuning: &'a Tuning,
+    now: Now,
+    actions: Vec<Action>,
+}
+
+impl Plan<'_> {
+    fn add(&mut self, action: Action) {
+        if self.volatile.is_free(&action.key(), self.now.moment) {
+            self.actions.push(action);
+        }
+    }
+
+    fn deaths(&mut self) {
+        let lapsed = self.volatile.leases.lapsed(self.now.moment);
+        let condemned = self.volatile.leases.condemned().map(|(server, _)| server);
+        for server in lapsed.into_iter().chain(condemned) {
+            self.add(Action::DeclareDead(server));
+        }
+    }
+
+    fn recoveries(&mut self) {
+        let state = self.state;
+        for server in state.unfinished_recoveries() {
+            let recovery = state.recoveries.get(*server).expect("an unfinished recovery is remembered");
+            let Some(seal) = &recovery.seal else {
+                self.add(Action::Seal(*server));
+                continue;
+            };
+            if state.index.log_users(*server).len() == 0 {
+                self.add(Action::Finish(*server));
+                continue;
+            }
+            for (segment, place) in seal.segments.iter().enumerate() {
+                if place.sorted.is_none() {
+                    let segment = u32::try_from(segment).expect("a log has far fewer pieces than 2^32");
+                    self.sort(*server, segment);
+                }
+            }
+        }
+    }
+
+    /// To the live server that has failed least at this piece and sorts least; to a second one when
+    /// the first takes long.
+    fn sort(&mut self, log: ServerId, segment: u32) {
+        let flights = &self.volatile.flights;
+        let live = self.state.servers.live();
+        let attempts: BTreeMap<ServerId, _> = flights
+            .range(ActionKey::Sort(log, segment, ServerId(0))..=ActionKey::Sort(log, segment, ServerId(u64::MAX)))
+            .filter_map(|(key, flight)| match key {
+                ActionKey::Sort(_, _, sorter) if live.contains(sorter) => Some((*sorter, flight)),
+                _ => None,
+            })
+            .collect();
+        let patience = Duration::from_millis(self.tuning.sort_patience_ms);
+        let running = attempts.values().copied().filter(|flight| flight.state == FlightState::Running);
+        let is_slow = |since: Moment| self.now.moment.saturating_since(since) >= patience;
+        let (slow, quick): (Vec<_>, Vec<_>) = running.partition(|flight| is_slow(flight.since));
+        if !quick.is_empty() || slow.len() >= SORTERS_MAX {
+            return;
+        }
+        let planned: Vec<ServerId> = self.actions.iter().filter_map(Action::sorter).collect();
+        let busy = |server: &ServerId| {
+            let sorts = flights.iter().filter(|(key, flight)| {
+                matches!(key, ActionKey::Sort(_, _, sorter) if sorter == server) && flight.state == FlightState::Running
+            });
+            sorts.count() + planned.iter().filter(|sorter| *sorter == server).count()
+        };
+        let failures = |server: &ServerId| attempts.get(server).map_or(0, |flight| flight.failures);
+        let free =
+            |server: &&ServerId| self.volatile.is_free(&ActionKey::Sort(log, segment, **server), self.now.moment);
+        let best = live.iter().filter(free).min_by_key(|server| (failures(server), busy(server), **server));
+        if let Some(sorter) = best {
+            self.add(Action::Sort { log, segment, sorter: *sorter });
+        }
+    }
+
+    /// Each tablet to the server that has fewest, in order, so that all get an equal share.
+    fn assignments(&mut self) {
+        let state = self.state;
+        let mut servers: BTreeSet<(usize, ServerId)> = state
+            .servers
+            .live()
+            .iter()
+            .filter(|server| !self.volatile.draining.contains(server))
+            .map(|server| (state.index.owned(*server).len(), *server))
+            .collect();
+        if servers.is_empty() || !self.volatile.is_free(&ActionKey::Assign, self.now.moment) {
+            return;
+        }
+        let condemned: Vec<ServerId> = self.volatile.leases.condemned().map(|(server, _)| server).collect();
+        servers.retain(|(_, server)| !condemned.contains(server));
+        let mut assignments = Vec::new();
+        for tablet in state.index.waiting() {
+            if assignments.len() == self.tuning.assign_tablets_max || servers.is_empty() {
+                break;
+            }
+            let row = state.row(*tablet).expect("the index names only rows that exist");
+            let failure = row.failure.as_ref();
+            let rested = failure.is_none_or(|failure| {
+                let delay = reopen_delay(failure.openings).as_micros() as i64;
+                // A wall clock that was set back must not stop the tablet for ever.
+                let waited = self.now.wall_micros - failure.micros;
+                waited >= delay || waited < 0
+            });
+            if !rested || !state.is_openable(row) {
+                continue;
+            }
+            let avoided = failure.map(|failure| failure.server);
+            let best = servers.iter().find(|(_, server)| Some(*server) != avoided).or_else(|| servers.first());
+            let (count, server) = *best.expect("there is a server");
+            servers.remove(&(count, server));
+            servers.insert((count + 1, server));
+            assignments.push(Assignment { key: row.key(), server });
+        }
+        if !assignments.is_empty() {
+            self.add(Action::Assign(assignments));
+        }
+    }
+
+    fn opens(&mut self) {
+        for (server, tablets) in self.state.index.opening() {
+            let rows = tablets.iter().map(|tablet| self.state.row(*tablet).expect("the index names only rows"));
+            let due = rows.filter(|row| {
+                self.is_order_due(&self.volatile.opens_taken, row.tablet, row.epoch) && self.state.is_openable(row)
+            });
+            let tablets: Vec<TabletKey> = due.map(|row| row.key()).take(self.tuning.order_tablets_max).collect();
+            if !tablets.is_empty() {
+                self.add(Action::Open { server: *server, tablets });
+            }
+        }
+    }
+
+    fn closes(&mut self) {
+        for (server, tablets) in self.state.index.closing() {
+            for kind in [CloseKind::Flush, CloseKind::Discard] {
+                let rows = tablets.iter().map(|tablet| self.state.row(*tablet).expect("the index names only rows"));
+                let due = rows.filter(|row| {
+                    row.state == TabletState::Closing(*server, kind)
+                        && self.is_order_due(&self.volatile.closes_taken, row.tablet, row.epoch)
+                });
+                let tablets: Vec<TabletKey> = due.map(|row| row.key()).take(self.tuning.order_tablets_max).collect();
+                if !tablets.is_empty() {
+                    self.add(Action::Close { server: *server, kind, tablets });
+                }
+            }
+        }
+    }
+
+    /// Whether the order was not taken under this epoch, or so long ago that it is given again.
+    fn is_order_due(&self, taken: &BTreeMap<TabletId, (Epoch, Moment)>, tablet: TabletId, epoch: Epoch) -> bool {
+        let repeat = Duration::from_millis(self.tuning.order_repeat_ms);
+        taken.get(&tablet).is_none_or(|(told, at)| *told != epoch || self.now.moment.saturating_since(*at) >= repeat)
+    }
+
+    /// Off the draining servers, as long as there is another one to go to.
+    fn drains(&mut self) {
+        let draining = &self.volatile.draining;
+        if self.state.servers.live().iter().all(|server| draining.contains(server)) {
+            return;
+        }
+        for server in draining {
+            let rows = self.state.index.owned(*server).filter_map(|tablet| self.state.row(tablet));
+            let open = rows.filter(|row| row.is_open()).map(|row| row.key());
+            let tablets: Vec<TabletKey> = open.take(self.tuning.order_tablets_max).collect();
+            if !tablets.is_empty() {
+                self.add(Action::Drain { server: *server, tablets });
+            }
+        }
+    }
+
+    fn meta_splits(&mut self) {
+        for (meta, rows) in self.state.meta.sizes() {
+            if rows > self.tuning.meta_tablet_rows_max {
+                self.add(Action::SplitMeta(meta));
+            }
+        }
+    }
+
+    fn trims(&mut self) {
+        for (server, load) in &self.volatile.loads {
+            let trimmed = self.volatile.trimmed.get(server).copied().unwrap_or(0);
+            let upto = load.report.log_trim_lsn;
+            if self.state.servers.is_live(*server) && upto >= trimmed + TRIM_STEP_BYTES {
+                self.add(Action::Trim { server: *server, upto });
+            }
+        }
+    }
+
+    /// A queued file goes once every live server has reported twice since it was seen in the queue
+    /// (the first report may have been under way), and none says that it still reads it.
+    fn files(&mut self) {
+        let live = self.state.servers.live();
+        let pinned: BTreeSet<&str> =
+            self.volatile.loads.values().flat_map(|load| &load.report.pinned_files).map(String::as_str).collect();
+        let is_unread = |entry: &u64, path: &str| {
+            let Some(seen) = self.volatile.unnamed_at.get(entry) else { return false };
+            let reports = |server| self.volatile.loads.get(server).map_or(0, |load| load.reports);
+            let asked = live.iter().all(|server| reports(server) >= seen.get(server).copied().unwrap_or(0) + 2);
+            asked && !pinned.contains(path)
+        };
+        let entries = self.state.deletions.entries().iter();
+        let unread = entries.filter(|(entry, path)| is_unread(entry, path));
+        let files: Vec<_> =
+            unread.map(|(entry, path)| (*entry, path.clone())).take(self.tuning.delete_files_max).collect();
+        if !files.is_empty() {
+            self.add(Action::DeleteFiles(files));
+        }
+        let since = self.volatile.swept.unwrap_or(self.volatile.elected);
+        if self.now.moment.saturating_since(since) >= Duration::from_millis(self.tuning.sweep_every_ms) {
+            self.add(Action::Sweep);
+        }
+    }
+}
+
+impl Action {
+    fn sorter(&self) -> Option<ServerId> {
+        match self {
+            Action::Sort { sorter, .. } => Some(*sorter),
+            _ => None,
+        }
+    }
+}
+
+/// How long a tablet that failed to open so many times in a row waits.
+fn reopen_delay(openings: u32) -> Duration {
+    match openings {
+        0 | 1 => Duration::ZERO,
+        n => Duration::from_secs(1 << (n - 2).min(10)).min(REOPEN_DELAY_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! The loop that performs what the planner decides.
+//!
+//! It runs on every master and does something only on the leader. It wakes when a command was
+//! applied, an action ended, leadership changed, or a lease may lapse; each time it plans anew from
+//! what is (level-triggered), and begins whatever is not under way already.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uruk_base::Moment;
+
+use crate::assign::{Action, ActionKey, plan};
+use crate::command::{Command, Reply};
+use crate::shared::Shared;
+use crate::state::State;
+use crate::volatile::Volatile;
+use crate::{files, recovery};
+
+/// The loop looks around at least this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A failed action rests this long, doubled with each failure in a row ...
+const REST_MIN: Duration = Duration::from_millis(25);
+/// ... up to this.
+const REST_MAX: Duration = Duration::from_secs(2);
+
+/// How an action ends; the error is for people.
+pub type Outcome = Result<(), String>;
+
+/// Runs until the process ends.
+pub async fn run(shared: Arc<Shared>) {
+    let mut leadership = shared.consensus.leadership();
+    let mut applied = shared.consensus.applied();
+    loop {
+        leadership.borrow_and_update();
+        applied.borrow_and_update();
+        follow_leadership(&shared);
+        let rest = match shared.volatile.lock().leases.term() {
+            Some(_) => step(&shared),
+            None => LOOK_EVERY,
+        };
+        tokio::select! {
+            biased;
+            changed = leadership.changed() => if changed.is_err() { return },
+            changed = applied.changed() => if changed.is_err() { return },
+            () = shared.wake.notified() => {}
+            () = shared.env.clock.sleep(rest) => {}
+        }
+    }
+}
+
+/// A new leadership starts without memory, and with every live server's lease renewed.
+fn follow_leadership(shared: &Shared) {
+    let leadership = shared.consensus.leadership().borrow().clone();
+    shared.consensus.read(|state| {
+        let mut volatile = shared.volatile.lock();
+        match (leadership.is_leader, volatile.leases.term()) {
+            (true, Some(term)) if term == leadership.term => {}
+            (true, _) => {
+                // After the election was learned, so later than the election itself.
+                let now = shared.env.clock.now();
+                volatile.forget(now);
+                volatile.leases.elected(leadership.term, state.servers.live().iter().copied(), now);
+                shared.metrics.is_leader.set(1);
+                tracing::info!(term = %leadership.term, "leads the master group");
+            }
+            (false, Some(term)) => {
+                volatile.forget(shared.env.clock.now());
+                volatile.leases.deposed();
+                shared.metrics.is_leader.set(0);
+                tracing::info!(%term, "leads the master group no more");
+            }
+            (false, None) => {}
+        }
+    });
+}
+
+/// Begins what is to be done; returns how long nothing more can come of the passing of time.
+fn step(shared: &Arc<Shared>) -> Duration {
+    let now = shared.now();
+    let (actions, rest) = shared.consensus.read(|state| {
+        let mut volatile = shared.volatile.lock();
+        volatile.follow(state.servers.live(), now.moment);
+        note_unnamed(state, &mut volatile);
+        let actions = plan(state, &volatile, &shared.tuning, now);
+        for action in &actions {
+            volatile.begin(action.key(), now.moment);
+            match action {
+                // Before it is tried: a renewal that arrives from now on is too late.
+                Action::DeclareDead(server) => volatile.leases.condemn(*server),
+                Action::Sweep => volatile.swept = Some(now.moment),
+                _ => {}
+            }
+        }
+        update_gauges(shared, state);
+        (actions, next_look(&volatile, now.moment))
+    });
+    for action in actions {
+        let shared_by_task = shared.clone();
+        shared.env.tasks.spawn("master action", async move {
+            let key = action.key();
+            let outcome = perform(&shared_by_task, action).await;
+            finish(&shared_by_task, key, outcome);
+        });
+    }
+    rest
+}
+
+fn next_look(volatile: &Volatile, now: Moment) -> Duration {
+    let next = volatile.leases.next_lapse().into_iter().chain(volatile.next_retry(now)).min();
+    let rest = next.map_or(LOOK_EVERY, |next| next.saturating_since(now).min(LOOK_EVERY));
+    // Timers are coarse: a rest of nothing would spin until the moment has come.
+    rest.max(Duration::from_millis(1))
+}
+
+/// Remembers when a file was first seen to be let go, counted in the servers' reports.
+fn note_unnamed(state: &State, volatile: &mut Volatile) {
+    let entries = state.deletions.entries();
+    volatile.unnamed_at.retain(|entry, _| entries.contains_key(entry));
+    let reports = Arc::new(volatile.loads.iter().map(|(server, load)| (*server, load.reports)).collect());
+    for entry in entries.keys() {
+        volatile.unnamed_at.entry(*entry).or_insert_with(|| Arc::clone(&reports));
+    }
+}
+
+fn update_gauges(shared: &Shared, state: &State) {
+    let metrics = &shared.metrics;
+    metrics.servers_live.set(state.servers.live().len() as i64);
+    metrics.recoveries_unfinished.set(state.unfinished_recoveries().len() as i64);
+    metrics.files_to_delete.set(state.deletions.entries().len() as i64);
+}
+
+fn finish(shared: &Shared, key: ActionKey, outcome: Outcome) {
+    if let Err(problem) = &outcome {
+        tracing::debug!(action = ?key, problem, "failed; is tried again");
+    }
+    let now = shared.env.clock.now();
+    let rest = |failures: u32| {
+        now + shared.env.random.jitter((REST_MIN * 2_u32.pow(failures.saturating_sub(1).min(10))).min(REST_MAX))
+    };
+    let problem = outcome.as_ref().err().cloned().unwrap_or_default();
+    let failures = shared.volatile.lock().end(key.clone(), outcome.map_err(Arc::from), rest);
+    if failures > 0 {
+        shared.metrics.actions_failed.inc();
+    }
+    // Each step is logged when it starts to matter, and then ever more rarely.
+    if failures >= 4 && failures.is_power_of_two() {
+        tracing::warn!(action = ?key, failures, problem, "keeps failing; is tried again");
+    }
+    shared.wake.notify_one();
+}
+
+async fn perform(shared: &Arc<Shared>, action: Action) -> Outcome {
+    match action {
+        Action::DeclareDead(server) => recovery::declare_dead(shared, server).await,
+        Action::Seal(server) => recovery::seal(shared, server).await,
+        Action::Sort { log, segment, sorter } => recovery::sort(shared, log, segment, sorter).await,
+        Action::Finish(server) => recovery::finish(shared, server).await,
+        Action::Assign(assignments) => {
+            let micros = shared.env.clock.wall_micros();
+            match shared.propose(Command::Assign { assignments, micros }).await {
+                Ok(Reply::Assigned(assigned)) => {
+                    tracing::info!(tablets = assigned.len(), "assigned tablets");
+                    Ok(())
+                }
+                Ok(reply) => unreachable!("the reply to an assignment is {reply:?}"),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        Action::Open { server, tablets } => recovery::open(shared, server, &tablets).await,
+        Action::Close { server, kind, tablets } => recovery::close(shared, server, kind, &tablets).await,
+        Action::Drain { server, tablets } => {
+            tracing::info!(%server, tablets = tablets.len(), "moves tablets off a server that ends");
+            propose_done(shared, Command::Close { tablets }).await
+        }
+        Action::SplitMeta(meta) => {
+            let rows_max = shared.tuning.meta_tablet_rows_max;
+            propose_done(shared, Command::SplitMeta { meta, rows_max }).await
+        }
+        Action::Trim { server, upto } => files::trim(shared, server, upto).await,
+        Action::DeleteFiles(entries) => files::delete(shared, entries).await,
+        Action::Sweep => files::sweep(shared).await,
+    }
+}
+
+/// Proposes a command whose reply tells nothing.
+pub async fn propose_done(shared: &Shared, command: Command) -> Outcome {
+    match shared.propose(command).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,87 @@
+//! Letting go: of files that nothing names, and of flushed logs.
+//!
+//! A file goes only if (a) a committed command un-named it: then it is in the deletion queue, and the
+//! planner waits until no live server reads it; or (b) its creator is dead and nothing names it: what
+//! the sweep finds. A dead creator can have nothing named any more, so what is unnamed after its death
+//! stays unnamed for ever. Age alone never counts.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use uruk_base::commit_log::{LogId, Lsn};
+use uruk_proto::ServerId;
+
+use crate::command::Command;
+use crate::driver::{Outcome, propose_done};
+use crate::shared::Shared;
+use crate::state::files::creator;
+
+/// Deletions under way at a time.
+const DELETIONS_MAX: usize = 8;
+/// Where tablet servers put their files. The sweep looks nowhere else: the store may hold more.
+const SWEPT_PREFIXES: [&str; 2] = ["tables", "recovery"];
+
+/// Deletes these entries of the deletion queue, then forgets them.
+pub async fn delete(shared: &Shared, entries: Vec<(u64, Arc<str>)>) -> Outcome {
+    let objects = &shared.storage.objects;
+    let deletions = futures::stream::iter(entries).map(|(entry, path)| async move {
+        match delete_file(objects, &path).await {
+            Ok(()) => Ok(entry),
+            Err(error) => Err(format!("cannot delete {path}: {error}")),
+        }
+    });
+    let results: Vec<Result<u64, String>> = deletions.buffer_unordered(DELETIONS_MAX).collect().await;
+    let (gone, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    let gone: Vec<u64> = gone.into_iter().flatten().collect();
+    shared.metrics.files_deleted.inc_by(gone.len() as u64);
+    if !gone.is_empty() {
+        tracing::debug!(files = gone.len(), "deleted files that nothing names");
+        propose_done(shared, Command::ForgetFiles { entries: gone }).await?;
+    }
+    match failed.into_iter().find_map(Result::err) {
+        Some(problem) => Err(problem),
+        None => Ok(()),
+    }
+}
+
+/// Deletes every file of a dead server that nothing names.
+pub async fn sweep(shared: &Shared) -> Outcome {
+    let mut deleted = 0_u64;
+    for prefix in SWEPT_PREFIXES {
+        let mut listed = shared.storage.objects.list(Some(&Path::from(prefix)));
+        while let Some(file) = listed.try_next().await.map_err(|error| format!("cannot list {prefix}: {error}"))? {
+            let path = file.location.as_ref();
+            // After the file was listed: see the module's header.
+            let is_orphan = shared.consensus.read(|state| {
+                creator(path).is_some_and(|creator| state.is_dead(creator))
+                    && !state.is_named(path)
+                    && !state.deletions.entries().values().any(|queued| **queued == *path)
+            });
+            if is_orphan {
+                delete_file(&shared.storage.objects, path).await.map_err(|error| error.to_string())?;
+                deleted += 1;
+            }
+        }
+    }
+    shared.metrics.orphans_deleted.inc_by(deleted);
+    if deleted > 0 {
+        tracing::info!(files = deleted, "deleted files of dead servers that nothing named");
+    }
+    Ok(())
+}
+
+async fn delete_file(objects: &Arc<dyn ObjectStore>, path: &str) -> object_store::Result<()> {
+    match objects.delete(&Path::from(path)).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets go of a live server's log up to where all of it is flushed.
+pub async fn trim(shared: &Shared, server: ServerId, upto: u64) -> Outcome {
+    shared.storage.logs.trim(LogId(server.0), Lsn(upto)).await.map_err(|error| error.to_string())?;
+    shared.volatile.lock().trimmed.insert(server, upto);
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! What tablet servers and their watching parents ask of the master.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use uruk_proto::master::master_control_server::MasterControl;
+use uruk_proto::master::{
+    CommitFilesRequest, CommitFilesResponse, GetTabletRequest, GetTabletResponse, RegisterRequest, RegisterResponse,
+    RenewLeaseRequest, RenewLeaseResponse, ReportDeathRequest, ReportDeathResponse, TabletFailedRequest,
+    TabletFailedResponse, TabletReleasedRequest, TabletReleasedResponse, TabletsOpenedRequest, TabletsOpenedResponse,
+};
+use uruk_proto::{Epoch, ErrorCode, RpcError, SeqNo, ServerId, TabletId, master};
+
+use crate::command::{Command, CommitFiles, Registration, Reply, TabletKey};
+use crate::lease::Grant;
+use crate::shared::Shared;
+use crate::state::row::{FileRef, MetaRow};
+
+/// Serves tablet servers.
+pub struct ControlService(pub Arc<Shared>);
+
+fn key(message: Option<master::TabletKey>) -> Result<TabletKey, RpcError> {
+    let message = message.ok_or_else(|| RpcError::new(ErrorCode::InvalidArgument, "no tablet given"))?;
+    Ok(TabletKey { tablet: TabletId(message.tablet_id), epoch: Epoch(message.epoch) })
+}
+
+fn unexpected(reply: Reply) -> RpcError {
+    RpcError::new(ErrorCode::Internal, format!("unexpected reply {reply:?}"))
+}
+
+impl ControlService {
+    async fn register(&self, request: RegisterRequest) -> Result<RegisterResponse, RpcError> {
+        if request.address.is_empty() {
+            return Err(RpcError::new(ErrorCode::InvalidArgument, "a tablet server registers with its address"));
+        }
+        let registration = Registration {
+            nonce: request.nonce,
+            address: request.address,
+            zone: request.zone,
+            version: request.version,
+            pid: request.pid,
+            parent_pid: request.parent_pid,
+        };
+        let address = registration.address.clone();
+        let micros = self.0.env.clock.wall_micros();
+        match self.0.propose(Command::Register { registration, micros }).await? {
+            Reply::Registered(server) => {
+                tracing::info!(%server, address, "registered a tablet server");
+                let tuning = &self.0.tuning;
+                Ok(RegisterResponse {
+                    server_id: server.0,
+                    lease_ms: tuning.lease_ms,
+                    renewal_ms: tuning.renewal_ms,
+                    clock_rate_error_ppm: tuning.clock_rate_error_ppm,
+                })
+            }
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    async fn renew_lease(&self, request: RenewLeaseRequest) -> Result<RenewLeaseResponse, RpcError> {
+        let (arrival, arrival_micros) = (self.0.env.clock.now(), self.0.env.clock.wall_micros());
+        self.0.require_leader()?;
+        // Only after the renewal arrived: else a leader that was cut off would go on granting.
+        let term = self.0.confirm_leadership().await?;
+        let server = ServerId(request.server_id);
+        let grant = self.0.consensus.read(|state| {
+            let mut volatile = self.0.volatile.lock();
+            if state.servers.is_live(server) {
+                volatile.leases.admit(server, arrival);
+            }
+            let grant = volatile.leases.grant(server, arrival, arrival_micros, term);
+            if grant == Grant::Granted {
+                volatile.report(server, request.load.unwrap_or_default(), self.0.env.clock.now());
+                if request.draining && volatile.draining.insert(server) {
+                    self.0.wake.notify_one();
+                }
+            }
+            grant
+        });
+        let granted = match grant {
+            Grant::NotLeader => return Err(RpcError::not_leader(None)),
+            Grant::Granted => {
+                self.0.metrics.leases_granted.inc();
+                true
+            }
+            Grant::Refused => {
+                self.0.metrics.leases_refused.inc();
+                false
+            }
+        };
+        Ok(RenewLeaseResponse { granted, master: self.0.address.clone() })
+    }
+
+    async fn report_death(&self, request: ReportDeathRequest) -> Result<(), RpcError> {
+        tracing::info!(nonce = request.nonce, how = request.how, "a watching parent reports its child's death");
+        let micros = self.0.env.clock.wall_micros();
+        self.0.propose(Command::ReportDeath { nonce: request.nonce, how: request.how, micros }).await?;
+        Ok(())
+    }
+
+    async fn tablets_opened(&self, request: TabletsOpenedRequest) -> Result<TabletsOpenedResponse, RpcError> {
+        let tablets = request.tablets.into_iter().map(|tablet| key(Some(tablet))).collect::<Result<_, _>>()?;
+        let micros = self.0.env.clock.wall_micros();
+        match self.0.propose(Command::Opened { server: ServerId(request.server_id), tablets, micros }).await? {
+            Reply::Owned(owned) => {
+                let message = |key: TabletKey| master::TabletKey { tablet_id: key.tablet.0, epoch: key.epoch.0 };
+                Ok(TabletsOpenedResponse { owned: owned.into_iter().map(message).collect() })
+            }
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    async fn tablet_failed(&self, request: TabletFailedRequest) -> Result<(), RpcError> {
+        let (server, key) = (ServerId(request.server_id), key(request.tablet)?);
+        tracing::error!(tablet = %key.tablet, %server, reason = request.reason, "a tablet cannot be served");
+        let lost_recovery_files = request.lost_recovery_files.into_iter().map(Into::into).collect();
+        let micros = self.0.env.clock.wall_micros();
+        let command = Command::Fail { server, key, reason: request.reason, lost_recovery_files, micros };
+        self.0.propose(command).await?;
+        Ok(())
+    }
+
+    async fn commit_files(&self, request: CommitFilesRequest) -> Result<MetaRow, RpcError> {
+        let files = |files: Vec<master::FileRef>| files.into_iter().map(FileRef::from_message).collect();
+        let commit = CommitFiles {
+            server: ServerId(request.server_id),
+            key: key(request.tablet)?,
+            schema_version: request.schema_version,
+            number: request.command,
+            flushed_seq: SeqNo(request.flushed_seq),
+            memory_file: (!request.memory_file.is_empty()).then(|| request.memory_file.into()),
+            remove: request.remove.into_iter().map(Into::into).collect(),
+            add: request.add.into_iter().map(|group| (group.locality_group, files(group.files))).collect(),
+            logs_done: request.logs_done.into_iter().map(ServerId).collect(),
+        };
+        match self.0.propose(Command::CommitFiles(Box::new(commit))).await? {
+            Reply::Row(row) => Ok(*row),
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    async fn get_tablet(&self, request: GetTabletRequest) -> Result<MetaRow, RpcError> {
+        self.0.read_linearizable().await?;
+        let tablet = TabletId(request.tablet_id);
+        let row = self.0.consensus.read(|state| state.row(tablet).cloned());
+        row.ok_or_else(|| RpcError::new(ErrorCode::NotFound, format!("{tablet} does not exist")))
+    }
+}
+
+#[tonic::async_trait]
+impl MasterControl for ControlService {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        Ok(Response::new(self.register(request.into_inner()).await?))
+    }
+
+    async fn renew_lease(&self, request: Request<RenewLeaseRequest>) -> Result<Response<RenewLeaseResponse>, Status> {
+        Ok(Response::new(self.renew_lease(request.into_inner()).await?))
+    }
+
+    async fn report_death(
+        &self,
+        request: Request<ReportDeathRequest>,
+    ) -> Result<Response<ReportDeathResponse>, Status> {
+        self.report_death(request.into_inner()).await?;
+        Ok(Response::new(ReportDeathResponse {}))
+    }
+
+    async fn tablets_opened(
+        &self,
+        request: Request<TabletsOpenedRequest>,
+    ) -> Result<Response<TabletsOpenedResponse>, Status> {
+        Ok(Response::new(self.tablets_opened(request.into_inner()).await?))
+    }
+
+    async fn tablet_failed(
+        &self,
+        request: Request<TabletFailedRequest>,
+    ) -> Result<Response<TabletFailedResponse>, Status> {
+        self.tablet_failed(request.into_inner()).await?;
+        Ok(Response::new(TabletFailedResponse {}))
+    }
+
+    async fn commit_files(
+        &self,
+        request: Request<CommitFilesRequest>,
+    ) -> Result<Response<CommitFilesResponse>, Status> {
+        let row = self.commit_files(request.into_inner()).await?;
+        Ok(Response::new(CommitFilesResponse { row: Some(row.to_message()) }))
+    }
+
+    async fn tablet_released(
+        &self,
+        request: Request<TabletReleasedRequest>,
+    ) -> Result<Response<TabletReleasedResponse>, Status> {
+        let request = request.into_inner();
+        let command = Command::Release { server: ServerId(request.server_id), key: key(request.tablet)? };
+        self.0.propose(command).await?;
+        Ok(Response::new(TabletReleasedResponse {}))
+    }
+
+    async fn get_tablet(&self, request: Request<GetTabletRequest>) -> Result<Response<GetTabletResponse>, Status> {
+        let row = self.get_tablet(request.into_inner()).await?;
+        Ok(Response::new(GetTabletResponse { row: Some(row.to_message()) }))
+    }
+}

@@ -1,0 +1,252 @@
+//! A row of a meta tablet: the only truth about one tablet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uruk_proto::{Epoch, RowRange, SeqNo, ServerId, TableId, TabletId, master};
+
+use crate::command::{Reason, Refusal, TabletKey};
+
+/// Commit numbers that a row remembers, to answer repeats. A tablet server has at most a flush and
+/// a few compactions of one tablet under way.
+const COMMITS_KEPT: usize = 16;
+
+/// Where a row sorts among all rows: by table, then by first row key.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct RowKey {
+    pub table: TableId,
+    /// Empty: the table's first tablet.
+    pub start: Bytes,
+}
+
+/// Whose a tablet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum TabletState {
+    /// Nobody's; to be assigned once all needed logs are sorted.
+    Unassigned,
+    /// Given to the server, which loads it.
+    Opening(ServerId),
+    /// Served by the server.
+    Open(ServerId),
+    /// The server was told to give it up.
+    Closing(ServerId, CloseKind),
+    /// Nobody's: the last owner could not load it. Assigned again after a delay.
+    Failed,
+}
+
+/// What the owner does before it gives a tablet up.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum CloseKind {
+    /// Flush.
+    Flush,
+    /// Nothing: the table is deleted.
+    Discard,
+}
+
+/// A file clipped to a row range. Never widened.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileRef {
+    pub path: Arc<str>,
+    pub range: RowRange,
+    pub bytes: u64,
+    pub cells: u64,
+    pub min_seq: SeqNo,
+    pub max_seq: SeqNo,
+    /// 0: flushed; rises with merges.
+    pub level: u32,
+}
+
+/// Why a tablet could not be loaded, or what is wrong with it while it is served.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    pub reason: String,
+    /// Failed openings in a row.
+    pub openings: u32,
+    /// Who reported it.
+    pub server: ServerId,
+    pub micros: i64,
+}
+
+/// A row of a meta tablet.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MetaRow {
+    pub tablet: TabletId,
+    pub table: TableId,
+    pub range: RowRange,
+    pub epoch: Epoch,
+    pub state: TabletState,
+    /// By locality group; newest first by `max_seq`.
+    pub groups: BTreeMap<u32, Vec<FileRef>>,
+    pub flushed_seq: SeqNo,
+    /// Logs (by their server) that may hold unflushed edits of this tablet.
+    pub needed_logs: BTreeSet<ServerId>,
+    pub memory_file: Option<Arc<str>>,
+    pub failure: Option<Failure>,
+    /// Numbers of the newest commits under this epoch, ascending.
+    pub commits: Vec<u64>,
+}
+
+/// What a commit number says about a command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CommitNumber {
+    New,
+    Repeated,
+    /// So old that nobody remembers whether it was done.
+    Forgotten,
+}
+
+impl MetaRow {
+    /// A tablet that never had an owner.
+    pub fn new(tablet: TabletId, table: TableId, range: RowRange) -> MetaRow {
+        MetaRow {
+            tablet,
+            table,
+            range,
+            epoch: Epoch(0),
+            state: TabletState::Unassigned,
+            groups: BTreeMap::new(),
+            flushed_seq: SeqNo::ZERO,
+            needed_logs: BTreeSet::new(),
+            memory_file: None,
+            failure: None,
+            commits: Vec::new(),
+        }
+    }
+
+    pub fn row_key(&self) -> RowKey {
+        RowKey { table: self.table, start: self.range.start.clone() }
+    }
+
+    pub fn key(&self) -> TabletKey {
+        TabletKey { tablet: self.tablet, epoch: self.epoch }
+    }
+
+    /// The server that the tablet is given to, whether or not it serves it yet.
+    pub fn owner(&self) -> Option<ServerId> {
+        match self.state {
+            TabletState::Unassigned | TabletState::Failed => None,
+            TabletState::Opening(server) | TabletState::Open(server) | TabletState::Closing(server, _) => Some(server),
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, TabletState::Open(_))
+    }
+
+    pub fn files(&self) -> impl Iterator<Item = &FileRef> {
+        self.groups.values().flatten()
+    }
+
+    /// Every file that the row names.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.files().map(|file| &file.path).chain(&self.memory_file)
+    }
+
+    /// Size in files, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files().map(|file| file.bytes).sum()
+    }
+
+    /// Refuses whoever is not the owner under this epoch.
+    pub fn check_owner(&self, server: ServerId, key: TabletKey) -> Result<(), Refusal> {
+        assert_eq!(self.tablet, key.tablet, "the row was looked up by its tablet");
+        if self.owner() == Some(server) && self.epoch == key.epoch {
+            return Ok(());
+        }
+        let message =
+            format!("{} is not {server}'s at {}: it is {:?} at {}", self.tablet, key.epoch, self.state, self.epoch);
+        Err(Refusal::new(Reason::StaleOwner, message))
+    }
+
+    pub fn commit_number(&self, number: u64) -> CommitNumber {
+        match (self.commits.binary_search(&number), self.commits.first()) {
+            (Ok(_), _) => CommitNumber::Repeated,
+            (Err(0), Some(_)) if self.commits.len() == COMMITS_KEPT => CommitNumber::Forgotten,
+            (Err(_), _) => CommitNumber::New,
+        }
+    }
+
+    pub fn remember_commit(&mut self, number: u64) {
+        if let Err(place) = self.commits.binary_search(&number) {
+            self.commits.insert(place, number);
+        }
+        if self.commits.len() > COMMITS_KEPT {
+            self.commits.remove(0);
+        }
+    }
+
+    pub fn to_message(&self) -> master::MetaRow {
+        let state = match self.state {
+            TabletState::Unassigned => master::TabletState::Unassigned,
+            TabletState::Opening(_) => master::TabletState::Opening,
+            TabletState::Open(_) => master::TabletState::Open,
+            TabletState::Closing(..) => master::TabletState::Closing,
+            TabletState::Failed => master::TabletState::Failed,
+        };
+        let group = |(group, files): (&u32, &Vec<FileRef>)| master::LocalityGroupFiles {
+            locality_group: *group,
+            files: files.iter().map(FileRef::to_message).collect(),
+        };
+        master::MetaRow {
+            tablet_id: self.tablet.0,
+            table_id: self.table.0,
+            start: self.range.start.clone(),
+            end: self.range.end.clone(),
+            epoch: self.epoch.0,
+            state: state.into(),
+            server_id: self.owner().unwrap_or_default().0,
+            groups: self.groups.iter().map(group).collect(),
+            flushed_seq: self.flushed_seq.0,
+            needed_logs: self.needed_logs.iter().map(|server| server.0).collect(),
+            memory_file: self.memory_file.as_deref().unwrap_or_default().to_owned(),
+            failure: self.failure.as_ref().map(|failure| failure.reason.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl FileRef {
+    pub fn to_message(&self) -> master::FileRef {
+        master::FileRef {
+            path: self.path.to_string(),
+            low: self.range.start.clone(),
+            high: self.range.end.clone(),
+            bytes: self.bytes,
+            cells: self.cells,
+            min_seq: self.min_seq.0,
+            max_seq: self.max_seq.0,
+            level: self.level,
+        }
+    }
+
+    pub fn from_message(message: master::FileRef) -> FileRef {
+        FileRef {
+            path: message.path.into(),
+            range: RowRange::new(message.low, message.high),
+            bytes: message.bytes,
+            cells: message.cells,
+            min_seq: SeqNo(message.min_seq),
+            max_seq: SeqNo(message.max_seq),
+            level: message.level,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commit_numbers_are_new_repeated_or_forgotten() {
+        let mut row = MetaRow::new(TabletId(1), TableId(1), RowRange::ALL);
+        assert_eq!(row.commit_number(5), CommitNumber::New);
+        (10..10 + COMMITS_KEPT as u64).rev().for_each(|n| row.remember_commit(n));
+        assert_eq!(row.commit_number(12), CommitNumber::Repeated);
+        assert_eq!(row.commit_number(9), CommitNumber::Forgotten);
+        assert_eq!(row.commit_number(90), CommitNumber::New);
+        row.remember_commit(90);
+        assert_eq!(row.commit_number(10), CommitNumber::Forgotten);
+        assert_eq!(row.commits.len(), COMMITS_KEPT);
+    }
+}
