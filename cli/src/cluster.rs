@@ -1,0 +1,410 @@
+//! A whole cluster of separate processes on this machine: what `dev`, `demo` and `drill` run.
+//!
+//! Every process gets a pipe as its standard input and ends when that pipe closes, so nothing
+//! outlives this process, however it dies. A process that dies is started again with the same ports
+//! and folder; tablet servers' workers are started again by their own watching parents.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::{mpsc, oneshot};
+use uruk_base::Env;
+
+use crate::process::{Durability, Ready};
+
+/// A process must be ready within this time.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// A process that died is started again after this time.
+const RESTART_DELAY: Duration = Duration::from_millis(300);
+/// A process that was asked to end is killed after this time.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct ClusterSpec {
+    /// Data, logs and the list of ports.
+    pub dir: PathBuf,
+    /// Number of tablet servers.
+    pub tablet_servers: usize,
+    /// Number of chunk servers.
+    pub chunk_servers: usize,
+    /// First of consecutive ports (master, its status page, controller, chunk servers, tablet
+    /// servers); 0 picks free ones.
+    pub port_base: u16,
+    /// What an acknowledged write has survived.
+    pub durability: Durability,
+    /// More flags for each tablet server.
+    pub tabletserver_flags: Vec<String>,
+    /// More flags for the master.
+    pub master_flags: Vec<String>,
+    /// Start processes again that died.
+    pub restart: bool,
+}
+
+/// One process of the cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProcessInfo {
+    /// `chunkserver-2`.
+    pub name: String,
+    /// `chunkserver`.
+    pub role: String,
+    /// Its pid now; of the watching parent for tablet servers.
+    pub pid: u32,
+    /// Where it serves.
+    pub address: String,
+    /// The status page.
+    pub http: Option<String>,
+}
+
+/// Something that a person at the terminal wants to know.
+#[derive(Clone, Debug)]
+pub enum ClusterEvent {
+    /// The process died.
+    Died { name: String, pid: u32, how: String },
+    /// It runs again.
+    Restarted { name: String, pid: u32 },
+    /// It does not come up.
+    Failed { name: String, error: String },
+}
+
+/// The running cluster. Drop it only after [`LocalCluster::stop`], or its processes end unasked.
+pub struct LocalCluster {
+    spec: ClusterSpec,
+    ports: Ports,
+    processes: Arc<Mutex<BTreeMap<String, ProcessInfo>>>,
+    stops: Vec<(String, oneshot::Sender<oneshot::Sender<()>>)>,
+    events: mpsc::UnboundedReceiver<ClusterEvent>,
+    event_sender: mpsc::UnboundedSender<ClusterEvent>,
+    env: Env,
+}
+
+/// Kept in the folder, so that a cluster keeps its addresses.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Ports {
+    master: u16,
+    http: u16,
+    controller: u16,
+    chunk_servers: Vec<u16>,
+    tablet_servers: Vec<u16>,
+}
+
+impl LocalCluster {
+    /// Starts every process and waits until each is ready.
+    pub async fn start(env: &Env, spec: ClusterSpec) -> Result<LocalCluster> {
+        let ports = Ports::load_or_pick(env, &spec).await?;
+        env.disk.create_dir_all(&spec.dir.join("logs")).await.context("cannot make the folder for logs")?;
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let mut cluster = LocalCluster {
+            spec,
+            ports,
+            processes: Arc::default(),
+            stops: Vec::new(),
+            events,
+            event_sender,
+            env: env.clone(),
+        };
+        for launch in cluster.launches() {
+            if let Err(error) = cluster.launch(launch).await {
+                cluster.stop().await;
+                return Err(error);
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// The master's address.
+    pub fn master(&self) -> String {
+        local(self.ports.master)
+    }
+
+    /// The status page.
+    pub fn status_page(&self) -> String {
+        format!("http://{}/", local(self.ports.http))
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.spec.dir
+    }
+
+    /// Every process as it is now, by name.
+    pub fn processes(&self) -> Vec<ProcessInfo> {
+        self.processes.lock().values().cloned().collect()
+    }
+
+    /// The next thing that happened to a process.
+    pub async fn event(&mut self) -> ClusterEvent {
+        self.events.recv().await.expect("the cluster holds a sender itself")
+    }
+
+    /// Ends every process, tablet servers first, and waits for them.
+    pub async fn stop(&mut self) {
+        for (_, stop) in self.stops.drain(..).rev() {
+            let (done, wait) = oneshot::channel();
+            if stop.send(done).is_ok() {
+                let _ = wait.await;
+            }
+        }
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        let spec = &self.spec;
+        let controller = local(self.ports.controller);
+        let (master, http) = (local(self.ports.master), local(self.ports.http));
+        let folder = |name: &str| spec.dir.join(name).display().to_string();
+        let durability = format!("--durability={}", spec.durability);
+        let flags = |list: &[&str]| list.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
+        let mut launches = vec![Launch {
+            name: "dfs-controller-1".into(),
+            role: "dfs-controller",
+            args: flags(&["--dir", &folder("dfs-controller-1"), "--listen", &controller]),
+        }];
+        for (place, port) in self.ports.chunk_servers.iter().enumerate().take(spec.chunk_servers) {
+            let name = format!("chunkserver-{}", place + 1);
+            let args = flags(&["--dir", &folder(&name), "--listen", &local(*port), "--controllers", &controller]);
+            launches.push(Launch { name, role: "chunkserver", args });
+        }
+        let mut args = flags(&["--dir", &folder("master-1"), "--listen", &master, "--http", &http]);
+        args.extend(flags(&["--controllers", &controller, &durability]));
+        args.extend(spec.master_flags.iter().cloned());
+        launches.push(Launch { name: "master-1".into(), role: "master", args });
+        for (place, port) in self.ports.tablet_servers.iter().enumerate().take(spec.tablet_servers) {
+            let name = format!("tabletserver-{}", place + 1);
+            let mut args = flags(&["--listen", &local(*port), "--masters", &master]);
+            args.extend(flags(&["--controllers", &controller, &durability]));
+            args.extend(spec.tabletserver_flags.iter().cloned());
+            launches.push(Launch { name, role: "tabletserver", args });
+        }
+        launches
+    }
+
+    async fn launch(&mut self, launch: Launch) -> Result<()> {
+        let running = launch.spawn(&self.env, &self.spec.dir).await?;
+        let name = launch.name.clone();
+        self.processes.lock().insert(name.clone(), running.info.clone());
+        let (stop, stopped) = oneshot::channel();
+        self.stops.push((name, stop));
+        let keeper = Keeper {
+            launch,
+            dir: self.spec.dir.clone(),
+            restart: self.spec.restart,
+            processes: self.processes.clone(),
+            events: self.event_sender.clone(),
+            env: self.env.clone(),
+        };
+        self.env.tasks.spawn_to_end("process keeper", keeper.keep(running, stopped));
+        Ok(())
+    }
+}
+
+fn local(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+impl Ports {
+    async fn load_or_pick(env: &Env, spec: &ClusterSpec) -> Result<Ports> {
+        env.disk.create_dir_all(&spec.dir).await.with_context(|| format!("cannot make {}", spec.dir.display()))?;
+        let file = spec.dir.join("ports.json");
+        let mut ports = match env.disk.exists(&file).await {
+            true => {
+                let text = env.disk.read(&file).await.context("cannot read ports.json")?;
+                serde_json::from_slice(&text).with_context(|| format!("bad {}", file.display()))?
+            }
+            false => Ports { master: 0, http: 0, controller: 0, chunk_servers: vec![], tablet_servers: vec![] },
+        };
+        let mut picker = PortPicker { next: spec.port_base, held: Vec::new() };
+        for port in [&mut ports.master, &mut ports.http, &mut ports.controller] {
+            picker.fill(port)?;
+        }
+        ports.chunk_servers.resize(ports.chunk_servers.len().max(spec.chunk_servers), 0);
+        ports.tablet_servers.resize(ports.tablet_servers.len().max(spec.tablet_servers), 0);
+        for port in ports.chunk_servers.iter_mut().chain(&mut ports.tablet_servers) {
+            picker.fill(port)?;
+        }
+        let text = serde_json::to_vec_pretty(&ports).expect("plain data becomes JSON");
+        env.disk.replace(&file, text.into()).await.context("cannot write ports.json")?;
+        Ok(ports)
+    }
+}
+
+/// Picks ports and holds them until all are picked, so that none is picked twice.
+struct PortPicker {
+    next: u16,
+    held: Vec<std::net::TcpListener>,
+}
+
+impl PortPicker {
+    fn fill(&mut self, port: &mut u16) -> Result<()> {
+        if *port == 0 && self.next != 0 {
+            *port = self.next;
+        }
+        if self.next != 0 {
+            self.next = self.next.checked_add(1).context("--port-base is too high")?;
+        }
+        let listener = std::net::TcpListener::bind(("127.0.0.1", *port)).with_context(|| {
+            format!(
+                "port {port} is in use; stop what uses it (another `uruk dev`?), or give --port-base 0 for free ports"
+            )
+        })?;
+        *port = listener.local_addr().context("cannot read a local address")?.port();
+        self.held.push(listener);
+        Ok(())
+    }
+}
+
+/// How to start one process.
+#[derive(Clone, Debug)]
+struct Launch {
+    name: String,
+    role: &'static str,
+    args: Vec<String>,
+}
+
+struct Running {
+    child: Child,
+    info: ProcessInfo,
+    _stdin: ChildStdin,
+}
+
+impl Launch {
+    /// Starts the process and waits for its `ready` line.
+    async fn spawn(&self, env: &Env, dir: &Path) -> Result<Running> {
+        let log_path = dir.join("logs").join(format!("{}.log", self.name));
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path);
+        let log = log.with_context(|| format!("cannot open {}", log_path.display()))?;
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut child = Command::new(program)
+            .arg(self.role)
+            .args(&self.args)
+            .arg("--end-with-stdin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .process_group(0) // Ctrl-C reaches this process alone, which then ends the others in order
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.name))?;
+        let stdin = child.stdin.take().expect("standard input is piped");
+        let stdout = child.stdout.take().expect("standard output is piped");
+        let mut lines = BufReader::new(stdout).lines();
+        let ready = env.clock.timeout(READY_TIMEOUT, async {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if let Some(ready) = Ready::parse(&line) {
+                    return Some(ready);
+                }
+            }
+            None
+        });
+        let Ok(Some(ready)) = ready.await else {
+            let _ = child.start_kill();
+            let _ = child.wait().await;
+            bail!("{} does not start: {}", self.name, last_line(&log_path));
+        };
+        // Keep reading, or the process would block (or die) on a full (or closed) pipe.
+        env.tasks.spawn("process output", async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let info = ProcessInfo {
+            name: self.name.clone(),
+            role: self.role.to_owned(),
+            pid: child.id().unwrap_or(ready.pid),
+            address: ready.address,
+            http: ready.http,
+        };
+        Ok(Running { child, info, _stdin: stdin })
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // a log file of another process
+fn last_line(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    line.map_or_else(|| format!("see {}", path.display()), str::to_owned)
+}
+
+/// Watches one process: starts it again when it dies, ends it when asked.
+struct Keeper {
+    launch: Launch,
+    dir: PathBuf,
+    restart: bool,
+    processes: Arc<Mutex<BTreeMap<String, ProcessInfo>>>,
+    events: mpsc::UnboundedSender<ClusterEvent>,
+    env: Env,
+}
+
+impl Keeper {
+    async fn keep(self, mut running: Running, mut stop: oneshot::Receiver<oneshot::Sender<()>>) {
+        let name = self.launch.name.clone();
+        loop {
+            let status = tokio::select! {
+                biased;
+                done = &mut stop => {
+                    self.end(running).await;
+                    if let Ok(done) = done {
+                        let _ = done.send(());
+                    }
+                    return;
+                }
+                status = running.child.wait() => status,
+            };
+            let how = status.map_or_else(|error| error.to_string(), describe_exit);
+            let _ = self.events.send(ClusterEvent::Died { name: name.clone(), pid: running.info.pid, how });
+            if !self.restart {
+                if let Ok(done) = stop.await {
+                    let _ = done.send(());
+                }
+                return;
+            }
+            running = loop {
+                tokio::select! {
+                    biased;
+                    done = &mut stop => {
+                        if let Ok(done) = done {
+                            let _ = done.send(());
+                        }
+                        return;
+                    }
+                    () = self.env.clock.sleep(RESTART_DELAY) => {}
+                }
+                match self.launch.spawn(&self.env, &self.dir).await {
+                    Ok(again) => break again,
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        let _ = self.events.send(ClusterEvent::Failed { name: name.clone(), error });
+                    }
+                }
+            };
+            let pid = running.info.pid;
+            self.processes.lock().insert(name.clone(), running.info.clone());
+            let _ = self.events.send(ClusterEvent::Restarted { name: name.clone(), pid });
+        }
+    }
+
+    async fn end(&self, mut running: Running) {
+        if let Some(pid) = running.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
+            // It may have died by itself a moment ago.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        if self.env.clock.timeout(END_TIMEOUT, running.child.wait()).await.is_err() {
+            tracing::warn!(process = running.info.name, "does not end when asked; killed");
+            let _ = running.child.start_kill();
+            let _ = running.child.wait().await;
+        }
+    }
+}
+
+/// "killed by signal 9", "exited with code 1".
+pub fn describe_exit(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("killed by signal {signal}"),
+        (None, Some(code)) => format!("exited with code {code}"),
+        (None, None) => "ended".to_owned(),
+    }
+}

@@ -1,0 +1,38 @@
+//! One file per command.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::args::{Command, Uruk};
+use crate::{process, runtime};
+
+pub mod bench;
+pub mod connect;
+pub mod data;
+pub mod demo;
+pub mod dev;
+pub mod drill;
+pub mod import;
+pub mod status;
+pub mod table;
+
+/// Runs the command; the exit code is its verdict, an error is reported by the caller.
+pub fn run(arguments: Uruk) -> Result<ExitCode> {
+    match arguments.command {
+        Command::Demo(options) => runtime::block_on(1, demo::run(options)),
+        Command::Dev(options) => runtime::block_on(1, dev::run(options)),
+        Command::Table(command) => runtime::block_on(1, table::run(command)),
+        Command::Put(options) => runtime::block_on(1, data::put(options)),
+        Command::Get(options) => runtime::block_on(1, data::get(options)),
+        Command::Scan(options) => runtime::block_on(1, data::scan(options)),
+        Command::Import(options) => runtime::block_on(1, import::run(options)),
+        Command::Status(options) => runtime::block_on(1, status::run(options)),
+        Command::Drill(command) => runtime::block_on(1, drill::run(command)),
+        Command::Bench(options) => runtime::block_on(1, bench::run(options)),
+        Command::Master(options) => process::master::run(options),
+        Command::Tabletserver(options) => process::tabletserver::run(options),
+        Command::DfsController(options) => process::dfs_controller::run(options),
+        Command::Chunkserver(options) => process::chunkserver::run(options),
+    }
+}

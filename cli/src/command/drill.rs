@@ -1,0 +1,64 @@
+//! `uruk drill`: kills things on purpose and measures what clients notice.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::process::Durability;
+
+mod kill_process;
+mod kill_tabletserver;
+mod pause_tabletserver;
+mod stage;
+
+pub use stage::signal;
+
+/// Kill things on purpose and measure what clients notice.
+#[derive(Subcommand, Debug)]
+pub enum Drill {
+    /// Kill tablet servers (kill -9) with unflushed writes, under load
+    KillTabletserver(kill_tabletserver::Options),
+    /// Stop a tablet server (SIGSTOP) for longer than its lease and let it wake
+    PauseTabletserver(pause_tabletserver::Options),
+    /// Kill a master, controller, chunk server or watching parent (kill -9) under load
+    KillProcess(kill_process::Options),
+}
+
+/// What every drill takes.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// How often
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub times: u32,
+    /// Tablets of the drill's table
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub tablets: u16,
+    /// What an acknowledged write has survived
+    #[arg(long, value_enum, default_value_t)]
+    pub durability: Durability,
+    /// Concurrent writers
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub writers: u16,
+    /// Concurrent readers
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub readers: u16,
+    /// Size of each value in bytes
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub value_bytes: u32,
+    /// Keep the cluster's data and logs in this folder [default: a temporary one]
+    #[arg(long)]
+    pub dir: Option<std::path::PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the drill; exit code 1 if anything was lost.
+pub async fn run(drill: Drill) -> Result<ExitCode> {
+    match drill {
+        Drill::KillTabletserver(options) => kill_tabletserver::run(options).await,
+        Drill::PauseTabletserver(options) => pause_tabletserver::run(options).await,
+        Drill::KillProcess(options) => kill_process::run(options).await,
+    }
+}

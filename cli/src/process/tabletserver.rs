@@ -1,0 +1,197 @@
+//! `uruk tabletserver`: a watching parent without state, and the worker that serves.
+//!
+//! The parent starts the worker with a new nonce, waits for its death, reports it to the masters (so
+//! that nobody has to wait for the lease to run out), and starts the next one. Without the parent the
+//! worker serves on; then a death is noticed by its lease alone.
+
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde::Deserialize;
+use uruk_base::Env;
+use uruk_tabletserver::server::parent::{self, ParentConfig};
+use uruk_tabletserver::server::{Storage, TabletServer, TabletServerConfig};
+
+use super::{Durability, Ready, Supervision, dfs_client, merge, parse_addresses, read_toml, required};
+
+/// A worker whose incarnation is over (lease lost, fenced) ends with this code; its parent starts
+/// another one.
+const INCARNATION_OVER: u8 = 3;
+/// A worker that was asked to end is killed after this.
+const WORKER_STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Run a tablet server (a watching parent and its worker).
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Read options from this TOML file (same names, with _ for -); flags win
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Address to listen on
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Address that others use [default: the one listened on]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// The masters' addresses, separated by commas
+    #[arg(long, value_name = "HOST:PORT,...")]
+    masters: Option<String>,
+    /// The chunk store's controllers, separated by commas
+    #[arg(long, value_name = "HOST:PORT,...")]
+    controllers: Option<String>,
+    /// Failure zone, such as a rack
+    #[arg(long)]
+    zone: Option<String>,
+    /// What an acknowledged write has survived [default: fsync]
+    #[arg(long, value_enum)]
+    durability: Option<Durability>,
+    /// Memory for memtables in MiB: beyond half of it tablets are flushed, beyond all of it writes
+    /// are refused [default: 384]
+    #[arg(long)]
+    memtable_mib: Option<u64>,
+    /// Most of its log that may be unflushed, in MiB: what bounds a failover [default: 256]
+    #[arg(long)]
+    unflushed_log_mib: Option<u64>,
+    /// Memory for the block cache in MiB
+    #[arg(long)]
+    block_cache_mib: Option<u64>,
+    /// Threads that serve; on small machines one is fastest [default: 1]
+    #[arg(long)]
+    worker_threads: Option<usize>,
+    /// Serve without a watching parent
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    no_parent: Option<bool>,
+    /// This process is the worker of this launch
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    worker_nonce: Option<u64>,
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    parent_pid: Option<u32>,
+    #[command(flatten)]
+    #[serde(skip)]
+    supervision: Supervision,
+}
+
+/// Runs until a signal.
+pub fn run(options: Options) -> Result<ExitCode> {
+    let file: Options = read_toml(options.config.as_ref())?;
+    let options = merge!(
+        options, file; listen, advertise, masters, controllers, zone, durability, memtable_mib,
+        unflushed_log_mib, block_cache_mib, worker_threads, no_parent
+    );
+    // Both check the options, so that a bad one ends the parent too instead of being tried again.
+    let config = server_config(&options)?;
+    let controllers = required("controllers", options.controllers.clone())?;
+    match (options.worker_nonce, options.no_parent) {
+        (None, None | Some(false)) => crate::runtime::block_on(1, watch(config, options.supervision)),
+        (_, _) => {
+            let threads = options.worker_threads.unwrap_or(1);
+            let durability = options.durability.unwrap_or_default();
+            crate::runtime::block_on(threads, serve(config, controllers, durability, options.supervision))
+        }
+    }
+}
+
+fn server_config(options: &Options) -> Result<TabletServerConfig> {
+    let mut config = TabletServerConfig {
+        listen: required("listen", options.listen.clone())?,
+        advertise: options.advertise.clone().unwrap_or_default(),
+        masters: parse_addresses(&required("masters", options.masters.clone())?).context("--masters")?,
+        pid: std::process::id(),
+        parent_pid: options.parent_pid.unwrap_or(0),
+        process_metrics: true,
+        ..TabletServerConfig::default()
+    };
+    if let Some(zone) = &options.zone {
+        config.zone.clone_from(zone);
+    }
+    if let Some(mib) = options.memtable_mib {
+        config.memtable_bytes_hard = mib << 20;
+        config.memtable_bytes_soft = mib << 19;
+    }
+    if let Some(mib) = options.unflushed_log_mib {
+        config.unflushed_log_bytes_max = mib << 20;
+    }
+    if let Some(mib) = options.block_cache_mib {
+        config.engine.block_cache_bytes = mib << 20;
+    }
+    config.nonce = options.worker_nonce.unwrap_or(0);
+    config.validate().context("tablet server options")?;
+    Ok(config)
+}
+
+/// The worker.
+async fn serve(
+    mut config: TabletServerConfig,
+    controllers: String,
+    durability: Durability,
+    supervision: Supervision,
+) -> Result<ExitCode> {
+    let env = Env::real();
+    if config.nonce == 0 {
+        config.nonce = env.random.u64();
+    }
+    let parent_pid = config.parent_pid;
+    let dfs = dfs_client(&env, &controllers, durability).await?;
+    let objects = dfs.object_store();
+    let storage = Storage {
+        recovery_objects: Arc::new(objects.with_durability(Durability::Replicated.into()).with_replicas(2)),
+        objects: Arc::new(objects),
+        logs: Arc::new(dfs.commit_logs()),
+    };
+    let server = TabletServer::start(&env, config, storage).await?;
+    Ready::print("tabletserver", server.address(), None);
+    let (orphan_env, parent_pid) = (env.clone(), parent_pid);
+    env.tasks.spawn("watch the parent", async move { parent::watch_parent(&orphan_env, parent_pid).await });
+    let code = tokio::select! {
+        biased;
+        why = supervision.end() => {
+            tracing::info!(why = why?, "ending");
+            server.shutdown().await?;
+            ExitCode::SUCCESS
+        }
+        why = server.wait() => {
+            tracing::warn!(%why, "this incarnation is over");
+            ExitCode::from(INCARNATION_OVER)
+        }
+    };
+    env.tasks.shutdown().await?;
+    Ok(code)
+}
+
+/// The watching parent.
+async fn watch(config: TabletServerConfig, supervision: Supervision) -> Result<ExitCode> {
+    let env = Env::real();
+    let program = std::env::current_exe().context("cannot find this program")?;
+    // The same arguments, so that the worker reads the same flags and file.
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
+    let command = move |nonce: u64| {
+        let mut command = tokio::process::Command::new(&program);
+        command
+            .args(&arguments)
+            .arg(format!("--worker-nonce={nonce}"))
+            .arg(format!("--parent-pid={}", std::process::id()));
+        // The worker's `ready` line goes to whoever waits for ours; its standard input is ours, so
+        // that it ends with the supervisor even when this parent was killed.
+        command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        command
+    };
+    let settings = ParentConfig { masters: config.masters, restart: true, stop_timeout: WORKER_STOP_TIMEOUT };
+    let ender = env.clone();
+    env.tasks.spawn("end on request", async move {
+        if supervision.end().await.is_ok() {
+            ender.tasks.cancel();
+        }
+    });
+    let end = parent::run(&env, settings, command, |pid| tracing::info!(pid, "worker started")).await;
+    env.tasks.shutdown().await?;
+    let end = end?;
+    tracing::info!(how = end.how, "the last worker has ended");
+    Ok(ExitCode::SUCCESS)
+}
