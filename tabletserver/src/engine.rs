@@ -23,6 +23,8 @@ pub mod filter;
 pub mod flush;
 pub mod memtable;
 pub mod merge;
+#[cfg(test)]
+mod model_tests;
 mod rewrite;
 pub mod scan;
 pub mod sstable;
