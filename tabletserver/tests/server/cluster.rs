@@ -1,0 +1,292 @@
+//! A master, storage, and tablet servers over loopback.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use uruk_base::commit_log::{CommitLogStore, LogId};
+use uruk_base::{Env, rpc};
+use uruk_proto::cell_batch::{self, Row};
+use uruk_proto::master::{FamilySchema, MetaRow, OpenTablet, RecoveredSegment, TableSchema, TabletKey, TabletState};
+use uruk_proto::mutation::{self, Mutation, SERVER_TIME};
+use uruk_proto::tablet::tablet_server_client::TabletServerClient;
+use uruk_proto::tablet::tablet_server_control_client::TabletServerControlClient;
+use uruk_proto::tablet::*;
+use uruk_proto::{FamilyId, RpcError};
+use uruk_tabletserver::server::{Storage, TabletServer, TabletServerConfig};
+
+use crate::logs::MemoryLogs;
+use crate::master::FakeMaster;
+
+pub const FAMILY: FamilyId = FamilyId(7);
+pub const TABLET: u64 = 100;
+type Channel = tonic::transport::Channel;
+
+pub struct Cluster {
+    pub env: Env,
+    pub master: FakeMaster,
+    pub master_address: String,
+    pub objects: Arc<InMemory>,
+    pub logs: MemoryLogs,
+}
+
+impl Cluster {
+    pub async fn new() -> Cluster {
+        Cluster::with_segments(1 << 20).await
+    }
+
+    pub async fn with_segments(segment_bytes: u64) -> Cluster {
+        let env = Env::real();
+        let master = FakeMaster::new();
+        let listener = env.transport.listen("127.0.0.1:0").await.expect("listens");
+        let master_address = listener.local_address();
+        let (serve_env, routes) = (env.clone(), master.routes());
+        env.tasks.spawn("master", async move {
+            rpc::serve(&serve_env, listener, routes, &serve_env.tasks).await.expect("serves");
+        });
+        Cluster { env, master, master_address, objects: Arc::default(), logs: MemoryLogs::new(segment_bytes) }
+    }
+
+    pub fn config(&self) -> TabletServerConfig {
+        TabletServerConfig { masters: vec![self.master_address.clone()], master_call_ms: 500, ..Default::default() }
+    }
+
+    pub async fn start(&self) -> Host {
+        self.start_with(self.config()).await
+    }
+
+    pub async fn start_with(&self, config: TabletServerConfig) -> Host {
+        let objects: Arc<dyn ObjectStore> = self.objects.clone();
+        let storage =
+            Storage { objects: objects.clone(), recovery_objects: objects, logs: Arc::new(self.logs.clone()) };
+        // As in a process of its own: nothing is shared, not even metrics.
+        let env = Env { metrics: Default::default(), ..self.env.with_tasks(self.env.tasks.child()) };
+        let server = TabletServer::start(&env, config, storage).await.expect("starts");
+        let channel = rpc::channel(&env.transport, server.address());
+        Host { server: Arc::new(server), channel, env }
+    }
+
+    /// Assigns the tablet to `host` under the next epoch; the order for it.
+    pub fn assign(&self, host: &Host, tablet: u64, recovered: Vec<RecoveredSegment>) -> OpenTablet {
+        let server_id = host.server.server_id().0;
+        let row = self.master.with(|state| {
+            let row = state.rows.entry(tablet).or_insert_with(|| MetaRow {
+                tablet_id: tablet,
+                table_id: 1,
+                ..MetaRow::default()
+            });
+            row.epoch += 1;
+            row.server_id = server_id;
+            row.state = TabletState::Opening as i32;
+            if !row.needed_logs.contains(&server_id) {
+                row.needed_logs.push(server_id);
+            }
+            row.clone()
+        });
+        OpenTablet { row: Some(row), recovered, schema: Some(schema()) }
+    }
+
+    pub async fn open(&self, host: &Host, tablet: u64) {
+        let order = self.assign(host, tablet, vec![]);
+        host.order_open(vec![order]).await;
+        host.until_serving(tablet).await;
+    }
+
+    /// Seals a dead server's log and has `host` sort it.
+    pub async fn sort_log(&self, host: &Host, log: u64) -> Vec<RecoveredSegment> {
+        let sealed = self.logs.seal(LogId(log)).await.expect("seals");
+        host.until_leased().await;
+        let log_segments: Vec<u64> = sealed.segments.iter().flat_map(|s| [s.start.0, s.end.0]).collect();
+        let mut recovered = Vec::new();
+        for (segment, piece) in sealed.segments.iter().enumerate() {
+            let request = SortSegmentRequest {
+                server_id: host.server.server_id().0,
+                log_id: log,
+                segment: segment as u32,
+                start_lsn: piece.start.0,
+                end_lsn: piece.end.0,
+                log_segments: log_segments.clone(),
+            };
+            let path = host.control().sort_segment(request).await.expect("sorts").into_inner().path;
+            recovered.push(RecoveredSegment { log_id: log, segment: segment as u32, path });
+        }
+        recovered
+    }
+
+    /// All needed logs but `host`'s own, sorted.
+    pub async fn recover(&self, host: &Host, tablet: u64) -> OpenTablet {
+        let needed = self.master.row(tablet).needed_logs;
+        let mut recovered = Vec::new();
+        for log in needed.into_iter().filter(|log| *log != host.server.server_id().0) {
+            recovered.extend(self.sort_log(host, log).await);
+        }
+        self.assign(host, tablet, recovered)
+    }
+
+    /// Polls until `holds`, for at most ten seconds.
+    pub async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = self.env.clock.now() + Duration::from_secs(10);
+        while !holds() {
+            assert!(self.env.clock.now() < deadline, "waited in vain: {what}");
+            self.env.clock.sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+pub struct Host {
+    pub server: Arc<TabletServer>,
+    pub channel: Channel,
+    pub env: Env,
+}
+
+impl Host {
+    pub fn log(&self) -> LogId {
+        LogId(self.server.server_id().0)
+    }
+
+    pub fn client(&self) -> TabletServerClient<Channel> {
+        TabletServerClient::new(self.channel.clone())
+    }
+
+    pub fn control(&self) -> TabletServerControlClient<Channel> {
+        TabletServerControlClient::new(self.channel.clone())
+    }
+
+    pub async fn order_open(&self, tablets: Vec<OpenTablet>) {
+        let request = OpenTabletsRequest { server_id: self.server.server_id().0, tablets };
+        self.until_leased().await;
+        self.control().open_tablets(request).await.expect("takes the order");
+    }
+
+    /// Orders are taken only under a lease.
+    async fn until_leased(&self) {
+        let deadline = self.env.clock.now() + Duration::from_secs(10);
+        let empty = || CloseTabletsRequest { server_id: self.server.server_id().0, ..Default::default() };
+        while let Err(status) = self.control().close_tablets(empty()).await {
+            assert!(self.env.clock.now() < deadline, "no lease: {status}");
+            self.env.clock.sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub async fn order_close(&self, key: TabletKey, discard: bool) {
+        let request = CloseTabletsRequest { server_id: self.server.server_id().0, tablets: vec![key], discard };
+        self.control().close_tablets(request).await.expect("takes the order");
+    }
+
+    pub async fn until_serving(&self, tablet: u64) {
+        let deadline = self.env.clock.now() + Duration::from_secs(10);
+        while let Err(error) = self.try_scan(tablet).await {
+            assert!(self.env.clock.now() < deadline, "tablet {tablet} is not served: {error}");
+            self.env.clock.sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub async fn try_scan(&self, tablet: u64) -> Result<Vec<Row>, RpcError> {
+        let request = ReadRequest { tablet: tablet_ref(tablet), ..ReadRequest::default() };
+        let mut stream = self.client().read(request).await?.into_inner();
+        let mut rows: Vec<Row> = Vec::new();
+        while let Some(response) = stream.message().await? {
+            for piece in cell_batch::unpack(response.batch).expect("well formed") {
+                match rows.last_mut().filter(|_| piece.goes_on_from_before) {
+                    Some(row) => row.cells.extend(piece.row.cells),
+                    None => rows.push(piece.row),
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    pub async fn scan(&self, tablet: u64) -> Vec<Row> {
+        self.try_scan(tablet).await.expect("reads")
+    }
+
+    /// Newest value of each row's column "q".
+    pub async fn values(&self, tablet: u64) -> Vec<(String, String)> {
+        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        let newest = |row: Row| {
+            let cell = row.cells.into_iter().find(|cell| cell.qualifier[..] == *b"q").expect("has column q");
+            (text(&row.key), text(&cell.value))
+        };
+        self.scan(tablet).await.into_iter().map(newest).collect()
+    }
+
+    pub async fn mutate(&self, request: MutateRowsRequest) -> Result<Vec<RowError>, RpcError> {
+        Ok(self.client().mutate_rows(request).await?.into_inner().errors)
+    }
+
+    pub async fn try_put(&self, tablet: u64, row: &str, value: &str) -> Result<(), RpcError> {
+        let errors = self.mutate(puts(tablet, &[(row, value)], None)).await?;
+        assert_eq!(errors, []);
+        Ok(())
+    }
+
+    pub async fn put(&self, tablet: u64, row: &str, value: &str) {
+        self.try_put(tablet, row, value).await.expect("writes");
+    }
+}
+
+pub fn schema() -> TableSchema {
+    let families = vec![FamilySchema { name: "f".into(), family_id: FAMILY.0, gc: None, locality_group: 0 }];
+    TableSchema { table_id: 1, name: "t".into(), version: 1, families }
+}
+
+pub fn tablet_ref(tablet: u64) -> Option<TabletRef> {
+    Some(TabletRef { tablet_id: tablet, schema_version: 1 })
+}
+
+pub fn set(value: &str) -> Bytes {
+    set_in(FAMILY, value)
+}
+
+pub fn set_in(family: FamilyId, value: &str) -> Bytes {
+    mutation::pack([&Mutation::SetCell {
+        family,
+        qualifier: "q".into(),
+        timestamp: SERVER_TIME,
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    }])
+}
+
+pub fn puts(tablet: u64, rows: &[(&str, &str)], key: Option<IdempotencyKey>) -> MutateRowsRequest {
+    let entry = |(row, value): &(&str, &str)| RowMutations { row: row.to_string().into(), mutations: set(value) };
+    MutateRowsRequest { tablet: tablet_ref(tablet), key, entries: rows.iter().map(entry).collect() }
+}
+
+/// Call number `sequence` of client 1, issued now.
+pub fn call(cluster: &Cluster, sequence: u64) -> Option<IdempotencyKey> {
+    let issued_micros = cluster.env.clock.wall_micros();
+    Some(IdempotencyKey { client_id: 1, sequence, first_incomplete: 0, issued_micros })
+}
+
+pub fn pairs(rows: &[(&str, &str)]) -> Vec<(String, String)> {
+    rows.iter().map(|(row, value)| (row.to_string(), value.to_string())).collect()
+}
+
+pub fn increment(tablet: u64, row: &str, by: i64, key: Option<IdempotencyKey>) -> ReadModifyWriteRequest {
+    let rule = ReadModifyWriteRule {
+        family_id: FAMILY.0,
+        qualifier: "n".into(),
+        rule: Some(read_modify_write_rule::Rule::Increment(by)),
+    };
+    ReadModifyWriteRequest { tablet: tablet_ref(tablet), key, row: row.to_string().into(), rules: vec![rule] }
+}
+
+/// The number in an answer to [`increment`].
+pub fn number(batch: Bytes) -> i64 {
+    let row = cell_batch::unpack(batch).expect("well formed").remove(0).row;
+    i64::from_be_bytes(row.cells[0].value[..].try_into().expect("8 bytes"))
+}
+
+/// Sets the row's column to `value` if it has no cell yet.
+pub fn put_if_absent(tablet: u64, row: &str, value: &str, key: Option<IdempotencyKey>) -> CheckAndMutateRequest {
+    CheckAndMutateRequest {
+        tablet: tablet_ref(tablet),
+        key,
+        row: row.to_string().into(),
+        predicate: None,
+        true_mutations: Bytes::new(),
+        false_mutations: set(value),
+    }
+}

@@ -1,0 +1,117 @@
+//! A call repeated is a call done once: at once, in flight, across crashes and moves.
+
+use uruk_proto::ErrorCode;
+
+use crate::cluster::*;
+
+#[tokio::test]
+async fn a_repeated_put_does_not_undo_what_came_after_it() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    let first = puts(TABLET, &[("a", "1"), ("b", "1")], call(&cluster, 10));
+    assert_eq!(host.mutate(first.clone()).await, Ok(vec![]));
+    assert_eq!(host.mutate(puts(TABLET, &[("a", "2")], call(&cluster, 12))).await, Ok(vec![]));
+    assert_eq!(host.mutate(first).await, Ok(vec![]), "answered as done");
+    assert_eq!(host.values(TABLET).await, pairs(&[("a", "2"), ("b", "1")]));
+}
+
+#[tokio::test]
+async fn only_the_new_entries_of_a_partly_repeated_batch_are_written() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    assert_eq!(host.mutate(puts(TABLET, &[("b", "old")], call(&cluster, 11))).await, Ok(vec![]));
+    let batch = puts(TABLET, &[("a", "new"), ("b", "new"), ("c", "new")], call(&cluster, 10));
+    assert_eq!(host.mutate(batch).await, Ok(vec![]));
+    assert_eq!(host.values(TABLET).await, pairs(&[("a", "new"), ("b", "old"), ("c", "new")]));
+}
+
+#[tokio::test]
+async fn a_duplicate_of_a_call_in_flight_waits_for_it() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    cluster.logs.hold(host.log());
+    let frames = cluster.logs.frames(host.log());
+    let request = increment(TABLET, "row", 5, call(&cluster, 1));
+    let (mut one, mut two) = (host.client(), host.client());
+    let put = puts(TABLET, &[("a", "1")], call(&cluster, 2));
+    let release = async {
+        cluster.until("something is appended", || cluster.logs.frames(host.log()) > frames).await;
+        // Gives a duplicate that does not wait the time to be written.
+        cluster.env.clock.sleep(std::time::Duration::from_millis(20)).await;
+        assert_eq!(host.scan(TABLET).await, vec![], "nothing is done before it is durable");
+        cluster.logs.release(host.log());
+    };
+    let (first, second, put_first, put_second, ()) = tokio::join!(
+        one.read_modify_write(request.clone()),
+        two.read_modify_write(request.clone()),
+        host.mutate(put.clone()),
+        host.mutate(put.clone()),
+        release
+    );
+    assert_eq!(number(first.expect("done").into_inner().batch), 5);
+    assert_eq!(number(second.expect("done").into_inner().batch), 5);
+    assert_eq!((put_first, put_second), (Ok(vec![]), Ok(vec![])));
+    let cells: Vec<usize> = host.scan(TABLET).await.iter().map(|row| row.cells.len()).collect();
+    assert_eq!(cells, [1, 1], "each is written once");
+}
+
+#[tokio::test]
+async fn results_are_remembered_across_crash_and_recovery() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    let add = increment(TABLET, "row", 5, call(&cluster, 1));
+    let create = put_if_absent(TABLET, "lock", "mine", call(&cluster, 2));
+    let miss = put_if_absent(TABLET, "lock", "other", call(&cluster, 3));
+    let batch = puts(TABLET, &[("a", "1"), ("b", "1")], call(&cluster, 4));
+    let results = async |host: &Host| {
+        let mut client = host.client();
+        let added = client.read_modify_write(add.clone()).await.expect("done").into_inner();
+        let created = client.check_and_mutate(create.clone()).await.expect("done").into_inner().matched;
+        let missed = client.check_and_mutate(miss.clone()).await.expect("done").into_inner().matched;
+        (number(added.batch), created, missed, host.mutate(batch.clone()).await)
+    };
+    let expected = (5, false, true, Ok(vec![]));
+    assert_eq!(results(&host).await, expected);
+    host.server.shutdown().await.expect("stops");
+
+    // Once from the log, then, flushed, from the memory file.
+    let second = cluster.start().await;
+    let order = cluster.recover(&second, TABLET).await;
+    second.order_open(vec![order]).await;
+    second.until_serving(TABLET).await;
+    assert_eq!(results(&second).await, expected, "from the log");
+    let own = second.log().0;
+    cluster.until("the old log is let go", || cluster.master.row(TABLET).needed_logs == [own]).await;
+    second.server.shutdown().await.expect("stops");
+
+    let third = cluster.start().await;
+    let order = cluster.recover(&third, TABLET).await;
+    third.order_open(vec![order]).await;
+    third.until_serving(TABLET).await;
+    assert_eq!(results(&third).await, expected, "from the memory file");
+    let expected = [("a", 1), ("b", 1), ("lock", 1), ("row", 1)].map(|(row, cells)| (row.to_string(), cells));
+    let cells = third.scan(TABLET).await.into_iter();
+    let cells: Vec<_> = cells.map(|row| (String::from_utf8_lossy(&row.key).into_owned(), row.cells.len())).collect();
+    assert_eq!(cells, expected, "nothing was written twice");
+}
+
+#[tokio::test]
+async fn old_and_settled_requests_are_refused() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    let mut old = puts(TABLET, &[("a", "1")], call(&cluster, 1));
+    let key = old.key.as_mut().expect("has a key");
+    key.issued_micros -= 6 * 60 * 1_000_000;
+    assert_eq!(host.mutate(old).await.expect_err("old").code, ErrorCode::FailedPrecondition);
+    let mut later = puts(TABLET, &[("b", "1")], call(&cluster, 9));
+    later.key.as_mut().expect("has a key").first_incomplete = 9;
+    assert_eq!(host.mutate(later).await, Ok(vec![]));
+    let errors = host.mutate(puts(TABLET, &[("a", "1")], call(&cluster, 3))).await.expect("answers");
+    assert_eq!(errors[0].code, ErrorCode::FailedPrecondition as u32);
+    assert_eq!(host.values(TABLET).await, pairs(&[("b", "1")]));
+}

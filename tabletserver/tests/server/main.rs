@@ -1,0 +1,10 @@
+//! The tablet server over loopback, with a master and storage in memory.
+
+mod cluster;
+mod idempotency;
+mod lease;
+mod logs;
+mod master;
+mod recovery;
+mod tablets;
+mod writes;

@@ -1,0 +1,262 @@
+//! A tablet's life on a server: opened, flushed, closed, discarded.
+
+use futures::{FutureExt, StreamExt};
+use object_store::{ObjectStore, ObjectStoreExt};
+use uruk_proto::ErrorCode;
+use uruk_proto::master::TabletKey;
+use uruk_tabletserver::server::TabletServerConfig;
+
+use crate::cluster::*;
+use crate::master::Fault;
+
+fn small(cluster: &Cluster) -> TabletServerConfig {
+    TabletServerConfig { memtable_bytes_soft: 20_000, ..cluster.config() }
+}
+
+async fn write_until_flushed(cluster: &Cluster, host: &Host, commits: usize) -> usize {
+    let value = "v".repeat(3000);
+    let mut rows = 0;
+    while cluster.master.with(|state| state.commits.len()) < commits {
+        host.put(TABLET, &format!("row-{rows:04}"), &value).await;
+        rows += 1;
+        assert!(rows < 5000, "no flush");
+    }
+    rows
+}
+
+#[tokio::test]
+async fn a_tablet_is_served_only_once_the_master_says_so() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.master.with(|state| state.hangs_opened = true);
+    let order = cluster.assign(&host, TABLET, vec![]);
+    host.order_open(vec![order]).await;
+    cluster.until("it is reported", || !cluster.master.with(|state| state.opened_calls.is_empty())).await;
+    assert_eq!(host.try_scan(TABLET).await.expect_err("not ours yet").code, ErrorCode::Unavailable);
+    assert_eq!(host.try_put(TABLET, "a", "1").await.expect_err("not ours yet").code, ErrorCode::Unavailable);
+    assert_eq!(cluster.logs.frames(host.log()), 0);
+    cluster.master.with(|state| state.hangs_opened = false);
+    host.until_serving(TABLET).await;
+    host.put(TABLET, "a", "1").await;
+}
+
+#[tokio::test]
+async fn a_tablet_that_is_not_owned_is_dropped() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.master.with(|state| state.owns_nothing = true);
+    let order = cluster.assign(&host, TABLET, vec![]);
+    host.order_open(vec![order]).await;
+    cluster.until("it is reported", || !cluster.master.with(|state| state.opened_calls.is_empty())).await;
+    let deadline = cluster.env.clock.now() + std::time::Duration::from_secs(10);
+    loop {
+        let error = host.try_scan(TABLET).await.expect_err("never served");
+        if error.code == ErrorCode::StaleLocation {
+            break;
+        }
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        assert!(cluster.env.clock.now() < deadline, "not dropped");
+    }
+}
+
+#[tokio::test]
+async fn many_tablets_are_reported_in_few_calls() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    let orders: Vec<_> = (0..30).map(|i| cluster.assign(&host, 200 + i, vec![])).collect();
+    host.order_open(orders).await;
+    for i in 0..30 {
+        host.until_serving(200 + i).await;
+    }
+    let calls = cluster.master.with(|state| state.opened_calls.clone());
+    assert_eq!(calls.iter().map(Vec::len).sum::<usize>(), 30);
+    assert!(calls.len() < 30, "{} calls", calls.len());
+}
+
+#[tokio::test]
+async fn a_flush_is_committed_and_then_releases_the_log() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    cluster.open(&host, TABLET).await;
+    let rows = write_until_flushed(&cluster, &host, 3).await;
+    let row = cluster.master.row(TABLET);
+    assert!(row.flushed_seq > 0 && !row.memory_file.is_empty());
+    assert_eq!(row.needed_logs, [host.log().0], "the own log stays needed");
+    let trim_lsn = || cluster.master.with(|state| state.loads[&host.log().0].log_trim_lsn);
+    cluster.until("the trim point is reported", || trim_lsn() > 0).await;
+    assert!(trim_lsn() <= cluster.logs.end(host.log()).0);
+    assert_eq!(host.scan(TABLET).await.len(), rows);
+    let named: Vec<_> = row.groups.iter().flat_map(|group| &group.files).map(|file| file.path.clone()).collect();
+    assert!(named.iter().all(|path| path.starts_with("tables/1/100/1-") && path.ends_with(".sst")), "{named:?}");
+    // What was flushed is there without any log.
+    host.server.shutdown().await.expect("stops");
+    let next = cluster.start().await;
+    let order = cluster.recover(&next, TABLET).await;
+    next.order_open(vec![order]).await;
+    next.until_serving(TABLET).await;
+    assert_eq!(next.scan(TABLET).await.len(), rows);
+}
+
+#[tokio::test]
+async fn the_log_is_not_let_go_before_the_commit() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    cluster.open(&host, TABLET).await;
+    cluster.master.with(|state| state.hangs_commits = true);
+    for i in 0..20 {
+        host.put(TABLET, &format!("row-{i}"), &"v".repeat(3000)).await;
+    }
+    let files = || cluster.objects.list(None).count().now_or_never().expect("in memory");
+    cluster.until("the files are written", || files() >= 2).await;
+    cluster.master.with(|state| state.loads.clear());
+    cluster.until("a load report", || !cluster.master.with(|state| state.loads.is_empty())).await;
+    assert_eq!(cluster.master.with(|state| state.loads[&1].log_trim_lsn), 0);
+    assert_eq!(cluster.logs.trimmed(host.log()).0, 0);
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_done_once() {
+    for fault in [Fault::LostBefore, Fault::LostAfter] {
+        let cluster = Cluster::new().await;
+        let host = cluster.start_with(small(&cluster)).await;
+        cluster.open(&host, TABLET).await;
+        cluster.master.with(|state| state.commit_faults.push_back(fault));
+        let rows = write_until_flushed(&cluster, &host, 2).await;
+        let commands: Vec<u64> = cluster.master.with(|state| state.commits.iter().map(|c| c.command).collect());
+        assert_eq!(commands[..2], [1, 2], "{fault:?}");
+        assert_eq!(host.scan(TABLET).await.len(), rows, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_flush_is_renounced_and_tried_again() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    cluster.open(&host, TABLET).await;
+    cluster.master.with(|state| state.commit_faults.push_back(Fault::Refused));
+    let rows = write_until_flushed(&cluster, &host, 2).await;
+    let refused = cluster.master.with(|state| state.commits[0].clone());
+    let path = object_store::path::Path::from(refused.add[0].files[0].path.as_str());
+    assert!(matches!(cluster.objects.head(&path).await, Err(object_store::Error::NotFound { .. })), "deleted");
+    assert_eq!(host.scan(TABLET).await.len(), rows);
+}
+
+#[tokio::test]
+async fn a_close_drains_flushes_and_releases_and_the_next_owner_sees_everything() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", "1").await;
+    cluster.logs.hold(host.log());
+    let frames = cluster.logs.frames(host.log());
+    let key = TabletKey { tablet_id: TABLET, epoch: 1 };
+    let write = host.try_put(TABLET, "b", "2");
+    let close = async {
+        cluster.until("the write is under way", || cluster.logs.frames(host.log()) > frames).await;
+        host.order_close(key, false).await;
+        let deadline = cluster.env.clock.now() + std::time::Duration::from_secs(10);
+        loop {
+            // Writes that came before the freeze stay unanswered while the log is held.
+            let attempt = host.try_put(TABLET, "late", "x");
+            match cluster.env.clock.timeout(std::time::Duration::from_millis(20), attempt).await {
+                Ok(Err(error)) => break assert_eq!(error.code, ErrorCode::Unavailable),
+                Ok(Ok(())) => panic!("acknowledged while the log is held"),
+                Err(_) => assert!(cluster.env.clock.now() < deadline, "never frozen"),
+            }
+        }
+        assert_eq!(host.values(TABLET).await, pairs(&[("a", "1")]), "reads go on");
+        assert!(cluster.master.with(|state| state.commits.is_empty() && state.released.is_empty()));
+        cluster.logs.release(host.log());
+    };
+    let (written, ()) = tokio::join!(write, close);
+    written.expect("passed before the freeze");
+    cluster.until("it is released", || cluster.master.with(|state| state.released == [key])).await;
+    assert_eq!(host.try_scan(TABLET).await.expect_err("gone").code, ErrorCode::StaleLocation);
+    let next = cluster.start().await;
+    cluster.master.with(|state| state.rows.get_mut(&TABLET).expect("row").needed_logs.clear());
+    cluster.open(&next, TABLET).await;
+    let values = next.values(TABLET).await;
+    assert_eq!(values[..2], pairs(&[("a", "1"), ("b", "2")]));
+    // Back on the first server under a higher epoch: numbers go on growing.
+    next.put(TABLET, "a", "2").await;
+    next.order_close(TabletKey { tablet_id: TABLET, epoch: 2 }, false).await;
+    cluster.until("it is released", || cluster.master.with(|state| state.released.len() == 2)).await;
+    cluster.master.with(|state| state.rows.get_mut(&TABLET).expect("row").needed_logs.clear());
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", "3").await;
+    assert_eq!(host.values(TABLET).await[0], ("a".to_string(), "3".to_string()));
+    host.order_close(TabletKey { tablet_id: TABLET, epoch: 1 }, false).await;
+    host.put(TABLET, "a", "4").await;
+}
+
+#[tokio::test]
+async fn a_repeated_close_is_answered_again_and_an_unknown_one_never() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    let key = TabletKey { tablet_id: TABLET, epoch: 1 };
+    host.order_close(key, false).await;
+    cluster.until("it is released", || cluster.master.with(|state| state.released.len() == 1)).await;
+    host.order_close(TabletKey { tablet_id: 555, epoch: 1 }, false).await;
+    host.order_close(key, false).await;
+    cluster.until("it is released again", || cluster.master.with(|state| state.released.len() == 2)).await;
+    assert!(cluster.master.with(|state| state.released.iter().all(|released| *released == key)));
+    let mut late = cluster.assign(&host, TABLET, vec![]);
+    late.row.as_mut().expect("row").epoch = 1;
+    host.order_open(vec![late]).await;
+    assert_eq!(host.try_scan(TABLET).await.expect_err("stays closed").code, ErrorCode::StaleLocation);
+}
+
+#[tokio::test]
+async fn a_discarded_tablet_is_dropped_without_a_flush() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", "1").await;
+    host.order_close(TabletKey { tablet_id: TABLET, epoch: 1 }, true).await;
+    cluster.until("it is released", || !cluster.master.with(|state| state.released.is_empty())).await;
+    assert_eq!(host.try_scan(TABLET).await.expect_err("gone").code, ErrorCode::StaleLocation);
+    assert!(cluster.master.with(|state| state.commits.is_empty()));
+}
+
+#[tokio::test]
+async fn compaction_keeps_the_number_of_files_small() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    cluster.open(&host, TABLET).await;
+    let rows = write_until_flushed(&cluster, &host, 12).await;
+    let compacted = || cluster.master.with(|state| state.commits.iter().any(|c| !c.remove.is_empty()));
+    cluster.until("a compaction is committed", compacted).await;
+    assert_eq!(host.scan(TABLET).await.len(), rows);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_named_and_the_server_lives_on() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    cluster.open(&host, TABLET).await;
+    cluster.open(&host, TABLET + 1).await;
+    write_until_flushed(&cluster, &host, 1).await;
+    host.server.shutdown().await.expect("stops");
+    let row = cluster.master.row(TABLET);
+    let path = object_store::path::Path::from(row.groups[0].files[0].path.as_str());
+    let mut bad = cluster.objects.get(&path).await.expect("there").bytes().await.expect("whole").to_vec();
+    bad[100] ^= 1;
+    cluster.objects.put(&path, bad.into()).await.expect("writes");
+    let next = cluster.start().await;
+    let orders = vec![cluster.recover(&next, TABLET).await, cluster.recover(&next, TABLET + 1).await];
+    next.order_open(orders).await;
+    next.until_serving(TABLET + 1).await;
+    let deadline = cluster.env.clock.now() + std::time::Duration::from_secs(10);
+    let error = loop {
+        let error = next.try_scan(TABLET).await.expect_err("damaged");
+        if error.code != ErrorCode::Unavailable {
+            break error;
+        }
+        assert!(cluster.env.clock.now() < deadline, "{error}");
+    };
+    assert_eq!(error.code, ErrorCode::Corrupt);
+    assert!(error.message.contains(path.as_ref()) && error.message.contains("byte"), "{error}");
+    next.put(TABLET + 1, "a", "1").await;
+    assert!(next.env.metrics.encode().contains("uruk_tabletserver_corrupt_tablets_total 1"));
+}
