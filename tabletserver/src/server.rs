@@ -119,8 +119,8 @@ pub(crate) struct Server {
     opened: Mutex<Vec<Arc<Tablet>>>,
     wake_opened: Notify,
     wake_compactor: Notify,
-    /// The last command's number; held while a command is under way.
-    commit_command: tokio::sync::Mutex<u64>,
+    /// Numbers the commits of files.
+    next_command: AtomicU64,
     next_file: AtomicU64,
     open_slots: Semaphore,
     sort_slots: Semaphore,
@@ -253,7 +253,7 @@ async fn begin(
         opened: Mutex::default(),
         wake_opened: Notify::new(),
         wake_compactor: Notify::new(),
-        commit_command: tokio::sync::Mutex::new(0),
+        next_command: AtomicU64::new(1),
         next_file: AtomicU64::new(1),
         open_slots: Semaphore::new(config.opens_max),
         sort_slots: Semaphore::new(config.sorts_max),

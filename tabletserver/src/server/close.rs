@@ -2,8 +2,8 @@
 //!
 //! Invariants: (1) after the freeze no write passes the gate, and every write that had passed is
 //! durable, applied and published before the final flush; (2) nothing is served any more when the
-//! release is sent; (3) a tablet with anything unflushed is never released, unless its table is
-//! deleted; (4) after an unknown outcome of its flush it stays frozen until the row was read.
+//! release is sent; (3) a tablet with own writes unflushed is never released, unless its table is
+//! deleted (what was only replayed stays in the dead servers' logs, which the row goes on naming); (4) after an unknown outcome of its flush it stays frozen until the row was read.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,6 @@ use uruk_proto::{Epoch, TabletId};
 use super::Server;
 use super::flush::FlushEnd;
 use super::tablet::{Tablet, TabletState};
-use super::tablets::CloseTarget;
 
 /// Memtables above this are flushed before the freeze, so that the freeze is short.
 const PRE_FLUSH_BYTES: u64 = 1 << 20;
@@ -42,26 +41,14 @@ impl Server {
                     self.spawn_release(key);
                 }
                 CloseKind::Flush => match self.tablets.start_closing(id, epoch) {
-                    CloseTarget::Closed => self.spawn_release(key),
-                    CloseTarget::Loaded(tablet) => self.close_if_open(&tablet),
-                    CloseTarget::Opening => {}
-                    CloseTarget::Unknown => {
-                        tracing::warn!(tablet = %id, %epoch, "asked to close a tablet that is not here");
+                    None => self.spawn_release(key),
+                    Some(tablet) if tablet.is_closing.swap(true, Ordering::Relaxed) => {}
+                    Some(tablet) => {
+                        let server = self.clone();
+                        self.tasks.spawn("close tablet", async move { close(&server, &tablet).await });
                     }
                 },
             }
-        }
-    }
-
-    /// Carries out a close that was ordered, if the tablet is open by now. Called after the order and
-    /// after the opening, so that whichever comes second finds both.
-    pub fn close_if_open(self: &Arc<Self>, tablet: &Arc<Tablet>) {
-        if tablet.state() == TabletState::Open
-            && self.tablets.take_close_order(tablet)
-            && !tablet.is_closing.swap(true, Ordering::Relaxed)
-        {
-            let (server, tablet) = (self.clone(), tablet.clone());
-            self.tasks.spawn("close tablet", async move { close(&server, &tablet).await });
         }
     }
 
@@ -107,10 +94,7 @@ async fn close(server: &Arc<Server>, tablet: &Arc<Tablet>) {
 
 async fn release(server: &Server, key: TabletKey) {
     let request = TabletReleasedRequest { server_id: server.incarnation.server_id.0, tablet: Some(key) };
-    let call = |mut master: super::masters::Client| {
-        let request = request.clone();
-        async move { master.tablet_released(request).await }
-    };
+    let call = |mut master: super::masters::Client| async move { master.tablet_released(request).await };
     if let Err(error) = server.masters.call("tablet released", call).await.result {
         tracing::warn!(tablet = key.tablet_id, epoch = key.epoch, %error, "the master does not take the release");
     }

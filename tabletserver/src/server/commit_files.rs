@@ -1,10 +1,11 @@
 //! Commits of new files to the master, and what to do when the answer is lost.
 //!
-//! Invariants: (1) commands leave in the order of their numbers, one in flight for the server, and a
-//! retry repeats its number; (2) an outcome that is not known is resolved by reading the row, before
+//! Invariants: (1) one command of a tablet is in flight, numbers grow, and a retry repeats its number;
+//! (2) an outcome that is not known is resolved by reading the row, before
 //! anything else happens to the tablet; (3) a file is deleted by its creator only when it was never
 //! offered, or when its commit was refused and the row, read again, does not name it.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use object_store::ObjectStoreExt;
@@ -32,9 +33,7 @@ pub enum CommitOutcome {
 impl Server {
     /// Commits files of a tablet; its number is set here. The caller holds the tablet's `maintenance`.
     pub async fn commit_files(&self, tablet: &Tablet, mut request: CommitFilesRequest) -> CommitOutcome {
-        let mut last_command = self.commit_command.lock().await;
-        *last_command += 1;
-        request.command = *last_command;
+        request.command = self.next_command.fetch_add(1, Ordering::Relaxed);
         let answer = self
             .masters
             .call("commit files", |mut master| {

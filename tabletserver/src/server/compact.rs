@@ -45,7 +45,7 @@ fn pick(server: &Server) -> Option<(Arc<Tablet>, Compaction)> {
 }
 
 impl Server {
-    async fn compact_tablet(&self, tablet: &Arc<Tablet>, compaction: &Compaction) -> Result<(), RpcError> {
+    async fn compact_tablet(self: &Arc<Self>, tablet: &Arc<Tablet>, compaction: &Compaction) -> Result<(), RpcError> {
         let started = self.env.clock.now();
         let path = self.file_name(tablet, "sst");
         let result = match tablet.store.compact(compaction, &path).await {
@@ -92,12 +92,16 @@ impl Server {
     }
 
     /// Marks a tablet with damaged files: it is served on, but a person must look.
-    pub fn note_engine_error(&self, tablet: &Tablet, error: &EngineError) {
+    pub fn note_engine_error(self: &Arc<Self>, tablet: &Tablet, error: &EngineError) {
         if let EngineError::Corrupt { .. } = error
             && !tablet.is_corrupt.swap(true, Ordering::Relaxed)
         {
             tracing::error!(tablet = %tablet.id, %error, "tablet has a damaged file");
             self.metrics.corrupt_tablets.inc();
+            let (server, key, reason) = (self.clone(), tablet.key(), error.to_string());
+            self.tasks.spawn("report a damaged file", async move {
+                super::open::report_failure(&server, key, reason, vec![]).await;
+            });
         }
     }
 }

@@ -50,7 +50,9 @@ enum OpenError {
 
 /// The indexes of recovery files, read once for all tablets of an order.
 #[derive(Debug, Default)]
-struct RecoveryFiles(Mutex<BTreeMap<String, Arc<OnceCell<BTreeMap<TabletId, SliceRef>>>>>);
+struct RecoveryFiles(Mutex<BTreeMap<String, Arc<OnceCell<Index>>>>);
+
+type Index = BTreeMap<TabletId, SliceRef>;
 
 impl Server {
     /// Takes an order; the work goes on in the background.
@@ -101,27 +103,30 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
         Err(error) => {
             tracing::error!(tablet = %id, %epoch, %error, "tablet cannot be opened");
             server.tablets.abort_opening(id, epoch);
-            report_failure(&server, &row, error).await;
+            let lost_recovery_files = match &error {
+                OpenError::LostRecoveryFile(path, _) => vec![path.clone()],
+                OpenError::Unavailable(..) | OpenError::Damaged(_) => vec![],
+            };
+            let key = TabletKey { tablet_id: row.tablet_id, epoch: row.epoch };
+            report_failure(&server, key, error.to_string(), lost_recovery_files).await;
         }
     }
 }
 
-async fn report_failure(server: &Server, row: &MetaRow, error: OpenError) {
+/// Tells the master what is wrong with a tablet, for people to see.
+pub async fn report_failure(server: &Server, key: TabletKey, reason: String, lost_recovery_files: Vec<String>) {
     let request = TabletFailedRequest {
         server_id: server.incarnation.server_id.0,
-        tablet: Some(TabletKey { tablet_id: row.tablet_id, epoch: row.epoch }),
-        reason: error.to_string(),
-        lost_recovery_files: match error {
-            OpenError::LostRecoveryFile(path, _) => vec![path],
-            OpenError::Unavailable(..) | OpenError::Damaged(_) => vec![],
-        },
+        tablet: Some(key),
+        reason,
+        lost_recovery_files,
     };
     let call = |mut master: super::masters::Client| {
         let request = request.clone();
         async move { master.tablet_failed(request).await }
     };
     if let Err(error) = server.masters.call("tablet failed", call).await.result {
-        tracing::warn!(tablet = row.tablet_id, %error, "the master does not take the report of a failed tablet");
+        tracing::warn!(tablet = key.tablet_id, %error, "the master does not take the report of a failed tablet");
     }
 }
 
@@ -219,7 +224,7 @@ async fn read_slice(
     parse_slice(tablet, slice, bytes).map_err(|error| OpenError::LostRecoveryFile(path.clone(), error.to_string()))
 }
 
-async fn read_index(server: &Server, path: &str) -> Result<BTreeMap<TabletId, SliceRef>, OpenError> {
+async fn read_index(server: &Server, path: &str) -> Result<Index, OpenError> {
     let lost = |error: uruk_proto::DecodeError| OpenError::LostRecoveryFile(path.into(), error.to_string());
     let mut tail = read_recovery(server, path, GetRange::Suffix(TAIL_BYTES)).await?;
     let (_, index_len) = parse_footer(&tail).map_err(lost)?;
@@ -280,7 +285,6 @@ pub async fn report_opened(server: Arc<Server>) {
             let is_owned = owned.contains(&tablet.key());
             if is_owned && tablet.transition(&[TabletState::Loaded], TabletState::Open) {
                 tracing::info!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is open");
-                server.close_if_open(&tablet);
             } else if !is_owned {
                 tracing::warn!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is not ours; dropped");
                 server.tablets.drop_tablet(&tablet);

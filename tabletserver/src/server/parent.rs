@@ -146,17 +146,13 @@ fn next_delay(before: Duration, begun: Moment, ended: Moment) -> Duration {
 /// The worker's side: warns once when the parent is gone, so that an operator knows why the next
 /// death takes a lease to be noticed.
 pub async fn watch_parent(env: &Env, parent_pid: u32) {
-    while parent_pid != 0 {
-        let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get() as u32);
-        if now != parent_pid {
-            tracing::warn!(
-                parent_pid,
-                "the watching parent is gone; this worker goes on, its death will be noticed late"
-            );
-            return;
-        }
+    if parent_pid == 0 {
+        return;
+    }
+    while rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get() as u32 == parent_pid) {
         env.clock.sleep(ORPHAN_CHECK_INTERVAL).await;
     }
+    tracing::warn!(parent_pid, "the watching parent is gone; this worker goes on, its death will be noticed late");
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The tablets of this server, by id.
 //!
-//! Invariant: an epoch of a tablet that was released or discarded here is never opened here again, so
-//! a late order cannot bring it back. What is not here was not necessarily released: its data may
-//! still stand in a dead server's log.
+//! Invariant: an epoch of a tablet that was closed here is never opened here again, so a late order
+//! cannot bring it back, and a close of what is not here may be answered as done: this incarnation
+//! has never served it, or has closed it before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -34,30 +34,14 @@ impl Slot {
 #[derive(Debug, Default)]
 struct Slots {
     by_id: BTreeMap<TabletId, Slot>,
-    /// The highest epoch of each tablet that was released or discarded here.
+    /// The highest epoch of each tablet that was closed here.
     closed: BTreeMap<TabletId, Epoch>,
-    /// To be closed as soon as they are open.
-    close_when_open: BTreeSet<(TabletId, Epoch)>,
-}
-
-/// What a close finds.
-#[derive(Debug)]
-pub enum CloseTarget {
-    /// It was released or discarded before: say so again.
-    Closed,
-    /// It is here.
-    Loaded(Arc<Tablet>),
-    /// It is being read; noted.
-    Opening,
-    /// It was never here, or is here under another epoch.
-    Unknown,
 }
 
 impl Slots {
     fn note_closed(&mut self, id: TabletId, epoch: Epoch) {
         let newest = self.closed.entry(id).or_insert(epoch);
         *newest = (*newest).max(epoch);
-        self.close_when_open.remove(&(id, epoch));
     }
 }
 
@@ -120,37 +104,26 @@ impl Tablets {
         loaded.collect()
     }
 
-    /// What an order to close this epoch, keeping its data, is about.
-    pub fn start_closing(&self, id: TabletId, epoch: Epoch) -> CloseTarget {
-        let mut slots = self.0.write();
-        let is_closed = slots.closed.get(&id).is_some_and(|closed| *closed >= epoch);
-        match slots.by_id.get(&id) {
-            Some(Slot::Loaded(tablet)) if tablet.epoch == epoch => {
-                let tablet = tablet.clone();
-                slots.close_when_open.insert((id, epoch));
-                CloseTarget::Loaded(tablet)
-            }
-            Some(Slot::Opening(opening)) if *opening == epoch => {
-                slots.close_when_open.insert((id, epoch));
-                CloseTarget::Opening
-            }
-            Some(Slot::Opening(_) | Slot::Loaded(_)) | None if is_closed => CloseTarget::Closed,
-            Some(Slot::Opening(_) | Slot::Loaded(_)) | None => CloseTarget::Unknown,
+    /// The tablet to flush before this epoch may be released; None when it is not served here, and
+    /// then never will be.
+    pub fn start_closing(&self, id: TabletId, epoch: Epoch) -> Option<Arc<Tablet>> {
+        if let Some(Slot::Loaded(tablet)) = self.0.read().by_id.get(&id)
+            && tablet.epoch == epoch
+            && !tablet.transition(&[TabletState::Loaded], TabletState::Dropped)
+            && tablet.state() != TabletState::Dropped
+        {
+            return Some(tablet.clone());
         }
-    }
-
-    /// Whether the tablet was ordered to close; says so once.
-    pub fn take_close_order(&self, tablet: &Tablet) -> bool {
-        self.0.write().close_when_open.remove(&(tablet.id, tablet.epoch))
+        self.discard(id, epoch);
+        None
     }
 
     /// Stops serving a tablet whose data is in files, for good: it may be released then.
     pub fn close(&self, tablet: &Arc<Tablet>) {
-        self.drop_tablet(tablet);
-        self.0.write().note_closed(tablet.id, tablet.epoch);
+        self.discard(tablet.id, tablet.epoch);
     }
 
-    /// Drops a tablet whose data is not wanted any more, whatever its state.
+    /// Drops a tablet whatever its state, and remembers that the epoch is over.
     pub fn discard(&self, id: TabletId, epoch: Epoch) {
         let mut slots = self.0.write();
         slots.note_closed(id, epoch);

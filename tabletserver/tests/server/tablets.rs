@@ -190,21 +190,41 @@ async fn a_close_drains_flushes_and_releases_and_the_next_owner_sees_everything(
 }
 
 #[tokio::test]
-async fn a_repeated_close_is_answered_again_and_an_unknown_one_never() {
+async fn a_closed_epoch_is_released_as_often_as_asked_and_never_comes_back() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    let key = TabletKey { tablet_id: TABLET, epoch: 1 };
-    host.order_close(key, false).await;
-    cluster.until("it is released", || cluster.master.with(|state| state.released.len() == 1)).await;
-    host.order_close(TabletKey { tablet_id: 555, epoch: 1 }, false).await;
-    host.order_close(key, false).await;
-    cluster.until("it is released again", || cluster.master.with(|state| state.released.len() == 2)).await;
-    assert!(cluster.master.with(|state| state.released.iter().all(|released| *released == key)));
-    let mut late = cluster.assign(&host, TABLET, vec![]);
-    late.row.as_mut().expect("row").epoch = 1;
-    host.order_open(vec![late]).await;
-    assert_eq!(host.try_scan(TABLET).await.expect_err("stays closed").code, ErrorCode::StaleLocation);
+    let unknown = TabletKey { tablet_id: 555, epoch: 1 };
+    for (asked, key) in [TabletKey { tablet_id: TABLET, epoch: 1 }, unknown].into_iter().enumerate() {
+        for repeat in 1..=2 {
+            host.order_close(key, false).await;
+            let is_released = || cluster.master.with(|state| state.released.len() == asked * 2 + repeat);
+            cluster.until("it is released", is_released).await;
+        }
+        assert!(cluster.master.with(|state| state.released[asked * 2..] == [key, key]));
+        let mut late = cluster.assign(&host, key.tablet_id, vec![]);
+        late.row.as_mut().expect("row").epoch = 1;
+        host.order_open(vec![late]).await;
+        assert_eq!(host.try_scan(key.tablet_id).await.expect_err("stays closed").code, ErrorCode::StaleLocation);
+    }
+}
+
+#[tokio::test]
+async fn a_tablet_that_is_closed_before_the_master_said_so_is_never_served() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.master.with(|state| state.hangs_opened = true);
+    let order = cluster.assign(&host, TABLET, vec![]);
+    host.order_open(vec![order]).await;
+    cluster.until("it is reported", || !cluster.master.with(|state| state.opened_calls.is_empty())).await;
+    host.order_close(TabletKey { tablet_id: TABLET, epoch: 1 }, false).await;
+    cluster.until("it is released", || !cluster.master.with(|state| state.released.is_empty())).await;
+    let calls = cluster.master.with(|state| {
+        state.hangs_opened = false;
+        state.opened_calls.len()
+    });
+    cluster.until("it is reported again", || cluster.master.with(|state| state.opened_calls.len() > calls)).await;
+    assert_eq!(host.try_put(TABLET, "a", "1").await.expect_err("closed").code, ErrorCode::StaleLocation);
 }
 
 #[tokio::test]
@@ -259,4 +279,6 @@ async fn a_damaged_file_is_named_and_the_server_lives_on() {
     assert!(error.message.contains(path.as_ref()) && error.message.contains("byte"), "{error}");
     next.put(TABLET + 1, "a", "1").await;
     assert!(next.env.metrics.encode().contains("uruk_tabletserver_corrupt_tablets_total 1"));
+    cluster.until("the master is told", || !cluster.master.with(|state| state.failed.is_empty())).await;
+    assert!(cluster.master.with(|state| state.failed[0].reason.contains(path.as_ref())));
 }
