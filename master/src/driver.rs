@@ -34,10 +34,8 @@ pub async fn run(shared: Arc<Shared>) {
         leadership.borrow_and_update();
         applied.borrow_and_update();
         follow_leadership(&shared);
-        let rest = match shared.volatile.lock().leases.term() {
-            Some(_) => step(&shared),
-            None => LOOK_EVERY,
-        };
+        let is_leader = shared.volatile.lock().leases.term().is_some();
+        let rest = if is_leader { step(&shared) } else { LOOK_EVERY };
         tokio::select! {
             biased;
             changed = leadership.changed() => if changed.is_err() { return },

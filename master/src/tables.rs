@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use uruk_proto::schema::{Family, TableSchema};
 use uruk_proto::{ErrorCode, FamilyId, RpcError, TableId, master};
 
@@ -25,7 +24,7 @@ pub async fn create(shared: &Shared, request: master::CreateTableRequest) -> Res
     families.iter_mut().for_each(|family| family.id = FamilyId(0));
     let schema = TableSchema { id: TableId(0), name: request.name, version: 0, families };
     schema.validate()?;
-    let splits = request.splits.into_iter().map(Bytes::from).collect();
+    let splits = request.splits.into_iter().collect();
     let micros = shared.env.clock.wall_micros();
     let command = Command::CreateTable { request: request.request, schema, splits, micros };
     let Reply::Table(id) = shared.propose(command).await? else {

@@ -100,7 +100,7 @@ impl Volatile {
         }
         load.at = now;
         load.reports += 1;
-        load.tablets = report.tablets.iter().map(|tablet| (TabletId(tablet.tablet_id), tablet.clone())).collect();
+        load.tablets = report.tablets.iter().map(|tablet| (TabletId(tablet.tablet_id), *tablet)).collect();
         load.report = master::ServerLoad { tablets: Vec::new(), ..report };
     }
 

@@ -1,1 +1,302 @@
+//! The planner by scripts: what happens, and what it then plans.
+//!
+//! Lines that begin with `>` are what the planner answers to `plan`. Other lines:
+//!
+//! | line | what happens |
+//! |---|---|
+//! | `server` | another tablet server registers |
+//! | `table <name> <tablets>` | a table is made |
+//! | `delete <name>` | a table is to go |
+//! | `do` | everything planned is begun; assignments, deaths, drains and meta splits succeed at once |
+//! | `end <action>`, `fail <action>` | the action, as `plan` prints it, ends |
+//! | `opened <server>` | the server reports all that it is to open |
+//! | `refuse <server>` | the server cannot open any of it |
+//! | `flushed <server> <logs done>` | the server flushes all that it serves |
+//! | `released <server>` | the server gives up what it is to close |
+//! | `died <server>` | its watching parent says so |
+//! | `sealed <server> <ends of pieces>`, `sorted <log> <piece> <server>` | recorded |
+//! | `elected`, `renew <server>`, `drain <server>`, `report <server> [pinned file]` | what the leader hears |
+//! | `trimmable <server> <lsn>` | the server reports that its log is flushed up to there |
+//! | `wait <ms>` | time passes |
 
+use std::time::Duration;
+
+use uruk_base::Moment;
+use uruk_consensus::{StateMachine, Term};
+use uruk_proto::{SeqNo, ServerId, master};
+
+use super::*;
+use crate::command::{Command, CommitFiles, Reply};
+use crate::lease::Leases;
+use crate::state::row::FileRef;
+use crate::state::tests::{create_command, open_all, register};
+
+struct World {
+    state: State,
+    volatile: Volatile,
+    tuning: Tuning,
+    ms: u64,
+    serial: u64,
+}
+
+fn show(action: &Action) -> String {
+    let tablets = |keys: &[TabletKey]| {
+        let each: Vec<String> = keys.iter().map(|key| format!("{}@{}", key.tablet.0, key.epoch.0)).collect();
+        each.join(" ")
+    };
+    match action {
+        Action::DeclareDead(server) => format!("declare-dead {}", server.0),
+        Action::Seal(server) => format!("seal {}", server.0),
+        Action::Sort { log, segment, sorter } => format!("sort {}/{segment} on {}", log.0, sorter.0),
+        Action::Finish(server) => format!("finish {}", server.0),
+        Action::Assign(assignments) => {
+            let one = |one: &Assignment| format!("{}@{}->{}", one.key.tablet.0, one.key.epoch.0, one.server.0);
+            format!("assign {}", assignments.iter().map(one).collect::<Vec<_>>().join(" "))
+        }
+        Action::Open { server, tablets: keys } => format!("open on {}: {}", server.0, tablets(keys)),
+        Action::Close { server, kind, tablets: keys } => format!("close({kind:?}) on {}: {}", server.0, tablets(keys)),
+        Action::Drain { server, tablets: keys } => format!("drain {}: {}", server.0, tablets(keys)),
+        Action::SplitMeta(meta) => format!("split-meta {}", meta.0),
+        Action::Trim { server, upto } => format!("trim {} to {upto}", server.0),
+        Action::DeleteFiles(files) => {
+            format!("delete {}", files.iter().map(|(_, path)| &**path).collect::<Vec<_>>().join(" "))
+        }
+        Action::Sweep => "sweep".to_owned(),
+    }
+}
+
+impl World {
+    fn new() -> World {
+        let tuning = Tuning::default();
+        let volatile = Volatile::new(Leases::new(tuning.lease_at_grantor()));
+        let mut world = World { state: State::new(), volatile, tuning, ms: 1_000, serial: 0 };
+        world.elect();
+        world
+    }
+
+    fn now(&self) -> Now {
+        let moment = Moment::from_start(Duration::from_millis(self.ms));
+        Now { moment, wall_micros: self.ms as i64 * 1_000 }
+    }
+
+    fn elect(&mut self) {
+        self.serial += 1;
+        let now = self.now().moment;
+        self.volatile.forget(now);
+        self.volatile.leases.elected(Term(self.serial), self.state.servers.live().iter().copied(), now);
+    }
+
+    fn apply(&mut self, command: Command) {
+        let reply = self.state.apply(command.clone());
+        assert!(!matches!(reply, Reply::Refused(_)), "{command:?}: {reply:?}");
+        let now = self.now().moment;
+        self.volatile.follow(self.state.servers.live(), now);
+        let reports = Arc::new(self.volatile.loads.iter().map(|(server, load)| (*server, load.reports)).collect());
+        for entry in self.state.deletions.entries().keys() {
+            self.volatile.unnamed_at.entry(*entry).or_insert_with(|| Arc::clone(&reports));
+        }
+    }
+
+    fn plan(&self) -> Vec<Action> {
+        plan(&self.state, &self.volatile, &self.tuning, self.now())
+    }
+
+    fn begin_all(&mut self) {
+        let micros = self.now().wall_micros;
+        for action in self.plan() {
+            self.volatile.begin(action.key(), self.now().moment);
+            let key = action.key();
+            match action {
+                Action::DeclareDead(server) => {
+                    self.volatile.leases.condemn(server);
+                    self.apply(Command::DeclareDead { server, how: "lapsed".into(), last_heard_micros: None, micros });
+                }
+                Action::Assign(assignments) => self.apply(Command::Assign { assignments, micros }),
+                Action::Drain { tablets, .. } => self.apply(Command::Close { tablets }),
+                Action::SplitMeta(meta) => {
+                    self.apply(Command::SplitMeta { meta, rows_max: self.tuning.meta_tablet_rows_max });
+                }
+                _ => continue,
+            }
+            self.volatile.end(key, Ok(()), |_| Moment::default());
+        }
+    }
+
+    fn end(&mut self, what: &str, result: Result<(), Arc<str>>) {
+        let flights = self.volatile.flights.keys().cloned().collect::<Vec<_>>();
+        let name = |key: &ActionKey| match key {
+            ActionKey::Sort(log, segment, sorter) => format!("sort {}/{segment} on {}", log.0, sorter.0),
+            ActionKey::Seal(server) => format!("seal {}", server.0),
+            ActionKey::Open(server) => format!("open on {}", server.0),
+            ActionKey::Close(server, kind) => format!("close({kind:?}) on {}", server.0),
+            other => format!("{other:?}"),
+        };
+        let key =
+            flights.into_iter().find(|key| name(key) == what).unwrap_or_else(|| panic!("{what} is not under way"));
+        let now = self.now().moment;
+        let (taken, owned) = match &key {
+            ActionKey::Open(server) => (Some(true), self.state.index.opening().get(server)),
+            ActionKey::Close(server, _) => (Some(false), self.state.index.closing().get(server)),
+            _ => (None, None),
+        };
+        if let (Some(is_open), Some(tablets), true) = (taken, owned, result.is_ok()) {
+            for tablet in tablets {
+                let epoch = self.state.row(*tablet).unwrap().epoch;
+                let orders = if is_open { &mut self.volatile.opens_taken } else { &mut self.volatile.closes_taken };
+                orders.insert(*tablet, (epoch, now));
+            }
+        }
+        self.volatile.end(key, result, |failures| now + Duration::from_millis(100) * failures);
+    }
+
+    fn run(&mut self, line: &str) {
+        let micros = self.now().wall_micros;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |at: usize| words[at].parse::<u64>().unwrap_or_else(|_| panic!("{line}"));
+        let server = |at: usize| ServerId(number(at));
+        match words[0] {
+            "server" => {
+                self.serial += 1;
+                register(&mut self.state, self.serial);
+            }
+            "table" => self.apply(create_command(words[1], number(2) as usize)),
+            "delete" => self.apply(Command::DeleteTable { request: 1, name: words[1].into() }),
+            "do" => self.begin_all(),
+            "end" => self.end(&words[1..].join(" "), Ok(())),
+            "fail" => self.end(&words[1..].join(" "), Err("problem".into())),
+            "opened" => {
+                let keys = self.keys(|row| row.state == TabletState::Opening(server(1)));
+                open_all(&mut self.state, server(1), &keys);
+            }
+            "refuse" => {
+                for key in self.keys(|row| row.state == TabletState::Opening(server(1))) {
+                    let reason = "damaged".to_owned();
+                    self.apply(Command::Fail { server: server(1), key, reason, lost_recovery_files: vec![], micros });
+                }
+            }
+            "flushed" => {
+                let logs_done: Vec<ServerId> = (2..words.len()).map(server).collect();
+                for key in self.keys(|row| row.state == TabletState::Open(server(1))) {
+                    self.flush(server(1), key, &logs_done);
+                }
+            }
+            "released" => {
+                for key in self.keys(|row| matches!(row.state, TabletState::Closing(owner, _) if owner == server(1))) {
+                    self.apply(Command::Release { server: server(1), key });
+                }
+            }
+            "died" => {
+                let nonce = self.state.servers.get(server(1)).unwrap().registration.nonce;
+                self.apply(Command::ReportDeath { nonce, how: "killed".into(), micros });
+            }
+            "sealed" => {
+                let ends: Vec<u64> = (2..words.len()).map(number).collect();
+                let starts = std::iter::once(0).chain(ends.iter().copied());
+                let segments = starts.zip(&ends).map(|(start, end)| start..*end).collect();
+                let end = ends.last().copied().unwrap_or(0);
+                self.apply(Command::RecordSeal { server: server(1), segments, end, micros });
+            }
+            "sorted" => {
+                self.serial += 1;
+                let (log, segment, sorter) = (server(1), number(2) as u32, server(3));
+                let path = format!("recovery/{}/{}", sorter.0, self.serial).into();
+                self.apply(Command::RecordSort { log, segment, sorter, path, records: 1, bytes: 1, micros });
+            }
+            "elected" => self.elect(),
+            "renew" => {
+                let (term, now) = (self.volatile.leases.term().unwrap(), self.now().moment);
+                self.volatile.leases.admit(server(1), now);
+                self.volatile.leases.grant(server(1), now, micros, term);
+            }
+            "drain" => {
+                self.volatile.draining.insert(server(1));
+            }
+            "report" => {
+                let pinned_files = words[2..].iter().map(|path| (*path).to_owned()).collect();
+                let report = master::ServerLoad { pinned_files, ..Default::default() };
+                self.volatile.report(server(1), report, self.now().moment);
+            }
+            "trimmable" => {
+                let report = master::ServerLoad { log_trim_lsn: number(2), ..Default::default() };
+                self.volatile.report(server(1), report, self.now().moment);
+            }
+            "wait" => self.ms += number(1),
+            other => panic!("unknown line {other:?}"),
+        }
+        self.state.check().unwrap();
+    }
+
+    fn keys(&self, which: impl Fn(&crate::state::row::MetaRow) -> bool) -> Vec<TabletKey> {
+        self.state.meta.rows().filter(|row| which(row)).map(|row| row.key()).collect()
+    }
+
+    /// Replaces all files of the tablet by one.
+    fn flush(&mut self, server: ServerId, key: TabletKey, logs_done: &[ServerId]) {
+        self.serial += 1;
+        let row = self.state.row(key.tablet).unwrap();
+        let seq = SeqNo::new(key.epoch, self.serial).unwrap();
+        let path: Arc<str> = format!("tables/{}-{}", server.0, self.serial).into();
+        let range = row.range.clone();
+        let file = FileRef { path, range, bytes: 1, cells: 1, min_seq: seq, max_seq: seq, level: 0 };
+        let commit = CommitFiles {
+            server,
+            key,
+            schema_version: 1,
+            number: self.serial,
+            flushed_seq: seq,
+            memory_file: None,
+            remove: row.files().map(|file| file.path.clone()).collect(),
+            add: vec![(0, vec![file])],
+            logs_done: logs_done.to_vec(),
+        };
+        self.apply(Command::CommitFiles(Box::new(commit)));
+    }
+}
+
+/// Runs a script; compares every plan with the lines that follow it.
+fn run(script: &str) {
+    let mut world = World::new();
+    let mut lines = script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).peekable();
+    while let Some(line) = lines.next() {
+        if line != "plan" {
+            world.run(line);
+            continue;
+        }
+        let planned: Vec<String> = world.plan().iter().map(|action| format!("> {}", show(action))).collect();
+        let mut expected = Vec::new();
+        while let Some(answer) = lines.next_if(|line| line.starts_with('>')) {
+            expected.push(answer.to_owned());
+        }
+        assert_eq!(planned, expected, "after {:?} at {} ms", script.lines().next(), world.ms);
+    }
+}
+
+#[test]
+fn spreads_new_tablets_and_orders_them_once() {
+    run(include_str!("testdata/assignment.txt"));
+}
+
+#[test]
+fn recovers_a_dead_server_step_by_step() {
+    run(include_str!("testdata/recovery.txt"));
+}
+
+#[test]
+fn a_slow_or_failing_sorter_is_helped_out() {
+    run(include_str!("testdata/sorting.txt"));
+}
+
+#[test]
+fn leases_lapse_after_a_full_lease() {
+    run(include_str!("testdata/leases.txt"));
+}
+
+#[test]
+fn closes_what_is_deleted_or_drained() {
+    run(include_str!("testdata/closing.txt"));
+}
+
+#[test]
+fn files_go_when_nobody_reads_them() {
+    run(include_str!("testdata/files.txt"));
+}
