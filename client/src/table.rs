@@ -83,7 +83,8 @@ impl TableState {
     async fn refresh(&self, core: &Core, after: Moment, within: Duration) -> Result<Arc<Resolved>> {
         let _one_at_a_time = self.resolve.acquire().await.expect("the semaphore is never closed");
         let known = self.current();
-        if known.asked >= after {
+        // Not at the same moment: what failed then may have changed since that answer.
+        if known.asked > after {
             return Ok(known);
         }
         let asked = core.env.clock.now();
