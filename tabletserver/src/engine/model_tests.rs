@@ -58,6 +58,8 @@ struct World {
     paths: u64,
     /// Old views, with what they must show.
     held: Vec<(ReadView, Model)>,
+    /// The other half of a split, until the halves merge again.
+    sibling: Option<(MetaRow, Model)>,
 }
 
 fn context(random: &Random, clock: &Arc<TestClock>, objects: &Arc<InMemory>) -> Arc<EngineContext> {
@@ -115,7 +117,20 @@ impl World {
         let row = MetaRow { tablet_id: 1, table_id: 1, ..MetaRow::default() };
         let store = TabletStore::open(&context, schema.clone(), &row).unwrap();
         let model = Model::new(schema.clone());
-        World { random, clock, objects, context, schema, row, store, model, counter: 0, paths: 0, held: Vec::new() }
+        World {
+            random,
+            clock,
+            objects,
+            context,
+            schema,
+            row,
+            store,
+            model,
+            counter: 0,
+            paths: 0,
+            held: Vec::new(),
+            sibling: None,
+        }
     }
 
     fn below(&self, n: usize) -> usize {
@@ -217,9 +232,10 @@ impl World {
             0 => self.store.pick_compaction(),
             1 => self.store.pick_major(group),
             _ => self.store.files().into_iter().find(|files| files.locality_group == group).map(|files| {
-                let start = self.below(files.files.len());
-                let end = start + 1 + self.below(files.files.len() - start);
-                let inputs = files.files[start..end].to_vec();
+                let units: Vec<&[FileRef]> = files.files.chunk_by(|a, b| a.path == b.path).collect();
+                let start = self.below(units.len());
+                let end = start + 1 + self.below(units.len() - start);
+                let inputs = units[start..end].concat();
                 Compaction { locality_group: group, inputs, reason: Reason::Requested }
             }),
         };
@@ -239,8 +255,14 @@ impl World {
         let files = self.store.files();
         let files = files.iter().find(|files| files.locality_group == compaction.locality_group).unwrap();
         let is_other = |file: &&FileRef| !compaction.inputs.contains(file);
-        if files.files.iter().filter(is_other).all(|other| other.min_seq > newest) {
-            self.model.begin_purge(compaction.locality_group, SeqNo(newest), self.clock.wall_micros());
+        let rows = |file: &FileRef| RowRange::new(file.low.clone(), file.high.clone());
+        let is_apart = |other: &FileRef| {
+            let both = compaction.inputs.iter().map(|input| rows(input).intersect(&rows(other)));
+            other.min_seq > newest || both.clone().all(|both| both.is_empty())
+        };
+        if files.files.iter().filter(is_other).all(is_apart) {
+            let inputs: Vec<RowRange> = compaction.inputs.iter().map(rows).collect();
+            self.model.begin_purge(compaction.locality_group, SeqNo(newest), &inputs, self.clock.wall_micros());
         }
     }
 
@@ -270,26 +292,44 @@ impl World {
         self.publish();
     }
 
-    /// The tablet splits, and one half is followed from there on.
-    async fn split(&mut self) {
+    async fn flush_all(&mut self) {
         self.freeze();
         while !self.store.frozen().is_empty() {
             self.flush().await;
         }
+    }
+
+    /// The tablet splits; one half is followed from there on, the other stays as it is.
+    async fn split(&mut self) {
+        self.flush_all().await;
         let at = self.row_key();
-        let range = match self.chance(2) {
-            true => RowRange::new(at, self.row.end.clone()),
-            false => RowRange::new(self.row.start.clone(), at),
-        };
-        if !self.store.range().covers(&range) || range.is_empty() {
+        if !self.store.range().contains(&at) {
             return;
         }
-        (self.row.start, self.row.end) = (range.start.clone(), range.end.clone());
-        for file in self.row.groups.iter_mut().flat_map(|group| &mut group.files) {
-            let clipped = RowRange::new(file.low.clone(), file.high.clone()).intersect(&range);
-            (file.low, file.high) = (clipped.start, clipped.end);
+        let (low, high) = (RowRange::new(self.row.start.clone(), at.clone()), RowRange::new(at, self.row.end.clone()));
+        let (ours, theirs) = if self.chance(2) { (low, high) } else { (high, low) };
+        if ours.is_empty() || theirs.is_empty() {
+            return;
         }
-        self.model.keep_only(&range);
+        let mut other = self.model.clone();
+        other.keep_only(&theirs);
+        self.sibling = Some((clipped(&self.row, &theirs), other));
+        self.row = clipped(&self.row, &ours);
+        self.model.keep_only(&ours);
+        self.reopen();
+    }
+
+    /// The halves of the last split merge: references are concatenated, none is widened.
+    async fn merge(&mut self) {
+        self.flush_all().await;
+        let Some((row, model)) = self.sibling.take() else { return };
+        if !self.row.end.is_empty() && self.row.end == row.start {
+            self.row.end = row.end;
+        } else {
+            self.row.start = row.start;
+        }
+        row.groups.into_iter().for_each(|group| self.add(group));
+        self.model.unite(model);
         self.reopen();
     }
 
@@ -309,7 +349,8 @@ impl World {
             68..71 => self.reopen(),
             71..75 => drop(self.clock.0.fetch_add(1 + self.below(3) as i64, Ordering::Relaxed)),
             75 => self.change_schema(),
-            76 if self.chance(3) => self.split().await,
+            76 if self.sibling.is_none() => self.split().await,
+            76 => self.merge().await,
             77..80 => self.held.push((self.store.snapshot(), self.model.clone())),
             80..84 if !self.held.is_empty() => {
                 let (view, model) = self.held.swap_remove(self.below(self.held.len()));
@@ -386,6 +427,19 @@ impl World {
         let expected = model.read(&request, self.clock.wall_micros()).pop().map_or(Vec::new(), |row| row.cells);
         assert_eq!(view.get(&row, &request.filter).await.unwrap().cells, expected, "{request:?}");
     }
+}
+
+/// A child's row: references clipped to its range.
+fn clipped(row: &MetaRow, range: &RowRange) -> MetaRow {
+    let mut child = MetaRow { start: range.start.clone(), end: range.end.clone(), ..row.clone() };
+    for file in child.groups.iter_mut().flat_map(|group| &mut group.files) {
+        let both = RowRange::new(file.low.clone(), file.high.clone()).intersect(range);
+        (file.low, file.high) = (both.start, both.end);
+    }
+    for group in &mut child.groups {
+        group.files.retain(|file| !RowRange::new(file.low.clone(), file.high.clone()).is_empty());
+    }
+    child
 }
 
 /// All rows of a scan, checking what every scan promises.

@@ -299,8 +299,9 @@ impl TabletStore {
     pub fn pick_compaction(&self) -> Option<Compaction> {
         let version = self.version.read().clone();
         version.groups.iter().find_map(|(number, group)| {
-            let bytes: Vec<u64> = group.files.iter().map(|file| file.reference.bytes).collect();
-            policy::pick(&bytes, &self.context.config).map(|pick| compaction_of(*number, group, pick))
+            let units = units(&group.files);
+            let bytes: Vec<u64> = units.iter().map(|unit| unit[0].reference.bytes).collect();
+            policy::pick(&bytes, &self.context.config).map(|pick| compaction_of(*number, &units, pick))
         })
     }
 
@@ -308,8 +309,8 @@ impl TabletStore {
     pub fn pick_major(&self, locality_group: u32) -> Option<Compaction> {
         let version = self.version.read().clone();
         let group = version.groups.get(&locality_group).filter(|group| !group.files.is_empty())?;
-        let pick = Pick { start: 0, end: group.files.len(), reason: Reason::Requested };
-        Some(compaction_of(locality_group, group, pick))
+        let units = units(&group.files);
+        Some(compaction_of(locality_group, &units, Pick { start: 0, end: units.len(), reason: Reason::Requested }))
     }
 
     /// Runs a compaction; the result goes to a file at `path`. Dropping the future cancels it.
@@ -320,6 +321,11 @@ impl TabletStore {
         let files = &version.groups.get(&group).ok_or_else(stale)?.files;
         let find = |input: &FileRef| files.iter().find(|file| file.reference == *input).cloned().ok_or_else(stale);
         let inputs = compaction.inputs.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        let is_input = |file: &FileRef| compaction.inputs.contains(file);
+        let shares_path = |file: &FileRef| compaction.inputs.iter().any(|input| input.path == file.path);
+        if files.iter().any(|file| shares_path(&file.reference) && !is_input(&file.reference)) {
+            return Err(EngineError::InvalidArgument("some references to a file, but not all".to_owned()));
+        }
         compaction::run(&self.context, &version.schema, group, &inputs, files, path).await
     }
 
@@ -370,8 +376,18 @@ fn open_files(
             None => Arc::new(context.files.handle(reference)?),
         });
     }
-    handles.sort_by_key(|file| std::cmp::Reverse(file.reference.max_seq));
+    // By path among equals, so that references to one file are neighbours.
+    handles.sort_by(|a, b| {
+        let key = |file: &Arc<FileHandle>| (std::cmp::Reverse(file.reference.max_seq), file.reference.path.clone());
+        key(a).cmp(&key(b))
+    });
     Ok(handles)
+}
+
+/// Runs of references to one file (a merge of tablets leaves several): a compaction takes all of them or
+/// none, since its commit removes files by path.
+fn units(files: &[Arc<FileHandle>]) -> Vec<&[Arc<FileHandle>]> {
+    files.chunk_by(|a, b| a.reference.path == b.reference.path).collect()
 }
 
 fn frozen_sets(version: &Version) -> Vec<FreezeToken> {
@@ -384,8 +400,8 @@ fn frozen_sets(version: &Version) -> Vec<FreezeToken> {
     sets.into_iter().map(|(upto, memtables)| FreezeToken { upto, memtables }).collect()
 }
 
-fn compaction_of(locality_group: u32, group: &Group, pick: Pick) -> Compaction {
-    let inputs = group.files[pick.start..pick.end].iter().map(|file| file.reference.clone()).collect();
+fn compaction_of(locality_group: u32, units: &[&[Arc<FileHandle>]], pick: Pick) -> Compaction {
+    let inputs = units[pick.start..pick.end].concat().iter().map(|file| file.reference.clone()).collect();
     Compaction { locality_group, inputs, reason: pick.reason }
 }
 

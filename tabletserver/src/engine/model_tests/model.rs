@@ -67,6 +67,13 @@ impl Model {
         self.log.retain(|write| range.contains(&write.row));
     }
 
+    /// The two halves of a split become one again.
+    pub fn unite(&mut self, other: Model) {
+        self.log.extend(other.log);
+        self.log.sort_by_key(|write| write.seq);
+        self.purged.extend(other.purged);
+    }
+
     /// Cells as of `upto`, before any GC rule; the plainest way to say what deletions mean.
     fn cells(&self, upto: SeqNo) -> BTreeMap<CellKey, (SeqNo, Bytes)> {
         let mut cells: BTreeMap<CellKey, (SeqNo, Bytes)> = BTreeMap::new();
@@ -109,11 +116,15 @@ impl Model {
         (kept, gone)
     }
 
-    pub fn begin_purge(&mut self, group: u32, upto: SeqNo, now: i64) {
+    /// A compaction of everything that was written up to `upto` to these rows.
+    pub fn begin_purge(&mut self, group: u32, upto: SeqNo, rows: &[RowRange], now: i64) {
         let (_, gone) = self.after_gc(upto, now);
+        let row_of = |seq: SeqNo| &self.log.iter().find(|write| write.seq == seq).expect("it was written").row;
+        let in_rows = |seq: SeqNo| rows.iter().any(|range| range.contains(row_of(seq)));
         let in_group =
             |family: FamilyId| self.schema.family_by_id(family).is_some_and(|family| family.locality_group == group);
-        self.purging = gone.into_iter().filter(|(family, _)| in_group(*family)).map(|(_, seq)| seq).collect();
+        self.purging =
+            gone.into_iter().filter(|(family, seq)| in_group(*family) && in_rows(*seq)).map(|(_, seq)| seq).collect();
     }
 
     pub fn abort_purge(&mut self) {
