@@ -1,7 +1,8 @@
 //! Measures commit logs and files on a cluster in this process: one controller, three chunk servers,
 //! loopback, three replicas. Run with `cargo run --release -p uruk-dfs-sim --example dfs_bench`.
 //!
-//! Arguments: a folder for the data (default: a temporary one), and `replicated` for that durability.
+//! Arguments, in any order: a folder for the data (default: a temporary one), `replicated` for that
+//! durability, `logs` or `files` for one half alone.
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout)] // a benchmark reads the clock
 
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::path::Path;
 use object_store::ObjectStoreExt;
+use object_store::path::Path;
 use uruk_base::Env;
 use uruk_base::commit_log::{CommitLogStore, LogId, LogWriter, Lsn};
 use uruk_dfs_sim::chunkserver::{ChunkServer, ChunkServerConfig};
@@ -24,20 +25,23 @@ const MIB: f64 = 1024.0 * 1024.0;
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let durability = match arguments.iter().any(|a| a == "replicated") {
-        true => Durability::Replicated,
-        false => Durability::Fsync,
-    };
+    let says = |word: &str| arguments.iter().any(|a| a == word);
+    let durability = if says("replicated") { Durability::Replicated } else { Durability::Fsync };
     let temporary = tempfile::tempdir().expect("a temporary folder");
-    let folder = arguments.iter().find(|a| *a != "replicated").map_or(temporary.path().to_owned(), PathBuf::from);
+    let folder = arguments.iter().find(|a| a.contains('/')).map_or(temporary.path().to_owned(), PathBuf::from);
     let client = start(&folder, durability).await;
     println!("durability {durability:?}, 3 replicas, all in one process with 2 threads");
-    let logs = client.commit_logs();
-    for (number, (bytes, frames)) in [(4 << 10, 5_000), (100 << 10, 3_000), (1 << 20, 400)].into_iter().enumerate() {
-        appends(&logs, LogId(number as u64 + 1), bytes, frames).await;
+    if !says("files") {
+        let logs = client.commit_logs();
+        for (number, (bytes, frames)) in [(4 << 10, 5_000), (100 << 10, 3_000), (1 << 20, 400)].into_iter().enumerate()
+        {
+            appends(&logs, LogId(number as u64 + 1), bytes, frames).await;
+        }
+        latency(&logs, LogId(100), 4 << 10, 500).await;
     }
-    latency(&logs, LogId(100), 4 << 10, 500).await;
-    files(&client).await;
+    if !says("logs") {
+        files(&client).await;
+    }
 }
 
 async fn start(folder: &FilePath, durability: Durability) -> DfsClient {

@@ -7,6 +7,10 @@ use uruk_proto::dfs;
 
 use crate::format::{CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX};
 
+/// Default length of a log segment, in bytes. A segment is what one server sorts after a crash: several
+/// small ones are sorted side by side (docs/adr/0003), a roll costs one command.
+const LOG_SEGMENT_BYTES: u64 = 16 << 20;
+
 /// How much an acknowledgement promises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -102,7 +106,7 @@ impl Default for DfsClientConfig {
             put_chunks_in_flight: 2,
             chunk_bytes: CHUNK_BYTES_MAX,
             log_frames_in_flight: 4,
-            log_segment_bytes: SEGMENT_BYTES_MAX,
+            log_segment_bytes: LOG_SEGMENT_BYTES,
             log_slow_replica_ms: 300,
             log_stalled_replica_ms: 2_000,
             log_idle_commit_ms: 10,

@@ -48,9 +48,8 @@ impl Cluster {
             client_env,
         };
         cluster.start_controller().await;
-        for index in 0..servers {
-            cluster.servers.push(Server { address: "127.0.0.1:0".into(), env: None });
-            cluster.start_server(index).await;
+        for _ in 0..servers {
+            cluster.add_server().await;
         }
         cluster.wait_for_live(servers).await;
         cluster
@@ -91,6 +90,12 @@ impl Cluster {
         self.servers[index] = Server { address, env: Some(env) };
     }
 
+    /// One more, with a folder of its own.
+    pub async fn add_server(&mut self) {
+        self.servers.push(Server { address: "127.0.0.1:0".into(), env: None });
+        self.start_server(self.servers.len() - 1).await;
+    }
+
     /// Ends a chunk server as a killed process ends: what `write` took stays in the page cache.
     pub async fn stop_server(&mut self, index: usize) {
         let env = self.servers[index].env.take().expect("the server runs");
@@ -100,6 +105,20 @@ impl Cluster {
     pub async fn restart_server(&mut self, index: usize) {
         self.stop_server(index).await;
         self.start_server(index).await;
+    }
+
+    /// Flips one bit near the end of every commit-log replica of a server that is stopped.
+    pub fn damage_logs(&self, index: usize) {
+        let folder = self.folder.path().join(format!("chunks-{index}/segments"));
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|e| e == "log") {
+                let mut bytes = std::fs::read(&path).unwrap();
+                let at = bytes.len() - 100;
+                bytes[at] ^= 1;
+                std::fs::write(&path, bytes).unwrap();
+            }
+        }
     }
 
     pub fn set(&self, index: usize, mode: Mode) {

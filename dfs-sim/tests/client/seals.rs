@@ -226,3 +226,53 @@ async fn sealed_segments_become_whole_on_all_servers() {
     .await;
     assert_eq!(numbers(&logs, &sealed).await, (0..40).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn damage_below_the_acknowledged_end_is_never_sealed_over() {
+    let mut cluster = Cluster::start(3).await;
+    let writer = cluster.logs().create(LOG).await.unwrap();
+    append(&*writer, 0..20, 1_000).await;
+    writer.flush().await.unwrap();
+    drop(writer);
+    for index in 0..2 {
+        cluster.stop_server(index).await;
+        cluster.damage_logs(index);
+        cluster.start_server(index).await;
+    }
+    let error = cluster.client_with(|c| c.seal_deadline_ms = 500).commit_logs().seal(LOG).await.unwrap_err();
+    assert!(matches!(error, LogError::Unavailable(..) | LogError::Corrupt { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn one_damaged_member_of_three_does_not_matter() {
+    let mut cluster = Cluster::start(3).await;
+    let writer = cluster.logs().create(LOG).await.unwrap();
+    append(&*writer, 0..20, 1_000).await;
+    writer.flush().await.unwrap();
+    drop(writer);
+    cluster.stop_server(1).await;
+    cluster.damage_logs(1);
+    cluster.start_server(1).await;
+    let logs = cluster.logs();
+    let sealed = logs.seal(LOG).await.unwrap();
+    assert_eq!(numbers(&logs, &sealed).await, (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn of_two_members_one_answers_and_a_new_server_gets_the_copy() {
+    let mut cluster = Cluster::start(2).await;
+    let writer = cluster.logs().create(LOG).await.unwrap();
+    append(&*writer, 0..20, 1_000).await;
+    writer.flush().await.unwrap();
+    drop(writer);
+    cluster.stop_server(0).await;
+    cluster.add_server().await;
+    let logs = cluster.logs();
+    let sealed = logs.seal(LOG).await.unwrap();
+    cluster.stop_server(1).await;
+    eventually("the copy alone has it all", || async {
+        let records: Result<Vec<_>, _> = logs.read(&sealed, Lsn(0)..sealed.end).try_collect().await;
+        records.is_ok_and(|records| records.len() == 20)
+    })
+    .await;
+}

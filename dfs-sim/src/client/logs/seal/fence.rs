@@ -88,7 +88,10 @@ pub async fn fence(
         }
         drop(asked);
         let doubt = match decision {
-            Decision::Seal(plan) => return Ok(Fenced::Enough(segment, plan)),
+            Decision::Seal(plan) => {
+                ask_silent_ones_last(shared, &segment, &answers);
+                return Ok(Fenced::Enough(segment, plan));
+            }
             Decision::Doubt { at, what } => Some((at, what)),
             Decision::Wait => None,
         };
@@ -109,6 +112,16 @@ pub async fn fence(
                 State::Sealed => return Ok(Fenced::Sealed(log)),
                 State::Other => return Ok(Fenced::Overtaken),
             }
+        }
+    }
+}
+
+/// The log is read right after: better first from members that answer.
+fn ask_silent_ones_last(shared: &Shared, segment: &SegmentInfo, answers: &BTreeMap<MemberIndex, MemberAnswer>) {
+    for (index, member) in segment.members.iter().enumerate() {
+        match answers.contains_key(&index) {
+            true => shared.suspects.clear(&member.address),
+            false => shared.suspects.add(&member.address),
         }
     }
 }

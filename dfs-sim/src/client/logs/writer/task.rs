@@ -254,6 +254,7 @@ impl WriterTask {
         };
         tracing::info!(log = self.id.0, segment = request.index, length, avoid = ?request.avoid, "rolling");
         self.shared.counters.rolls.inc();
+        lagging.iter().for_each(|i| self.shared.suspects.add(&self.segment.members[*i].address));
         self.avoided = request.avoid.clone();
         let since = *self.trouble_since.get_or_insert(now);
         let give_up = since + Duration::from_millis(self.shared.config.log_write_deadline_ms);
