@@ -28,6 +28,9 @@ pub struct ControllerConfig {
     pub silent_after: Duration,
     /// A chunk server not heard of for this long is dead: its copies are made again elsewhere.
     pub repair_grace: Duration,
+    /// A new leader waits this long for as many servers as copies are wanted, before it makes do with
+    /// fewer: else a cluster that just started would write its first files and segments to two.
+    pub warm_up: Duration,
     /// A put may take this long, at least; extending it renews it.
     pub put_lifetime: Duration,
     /// Repair looks at what changed this often.
@@ -71,6 +74,7 @@ impl ControllerConfig {
             heartbeat: Duration::from_millis(500),
             silent_after: Duration::from_secs(2),
             repair_grace: Duration::from_secs(10),
+            warm_up: Duration::from_millis(1_500),
             put_lifetime: Duration::from_secs(600),
             repair_tick: Duration::from_secs(1),
             copy_timeout: Duration::from_secs(60),
@@ -95,6 +99,7 @@ impl ControllerConfig {
         setting("heartbeat", !self.heartbeat.is_zero(), "is zero")?;
         setting("silent_after", self.silent_after > self.heartbeat, "is not above the heartbeat")?;
         setting("repair_grace", self.repair_grace >= self.silent_after, "is below silent_after")?;
+        setting("warm_up", self.warm_up <= self.repair_grace, "is above the repair grace")?;
         setting("put_lifetime", self.put_lifetime > self.repair_tick, "is not above the repair tick")?;
         setting("repair_tick", self.repair_tick >= Duration::from_millis(10), "is below 10 ms")?;
         setting("copy_timeout", self.copy_timeout > self.heartbeat, "is not above the heartbeat")?;

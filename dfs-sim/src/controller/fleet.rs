@@ -340,6 +340,11 @@ impl Fleet {
             .collect()
     }
 
+    /// Whether more servers than these `accepting` ones may yet be heard of for the first time.
+    pub fn is_warming_up(&self, now: Moment, accepting: usize) -> bool {
+        accepting < usize::from(self.config.replicas) && now.saturating_since(self.elected_at) < self.config.warm_up
+    }
+
     /// Notes that `bytes` are on their way to `servers`: the next choice prefers others.
     pub fn assign(&mut self, servers: &[ChunkServerId], bytes: u64) {
         for server in servers {

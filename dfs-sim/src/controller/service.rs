@@ -148,7 +148,7 @@ fn parse_path(path: String) -> Result<String, RpcError> {
     }
 }
 
-/// Too few servers take what is to be written now.
+/// Too few servers take what is to be written now, or more are to be heard of soon.
 fn too_few_servers(found: usize, needed: usize, refusal: Option<&str>) -> RpcError {
     match refusal {
         Some(why) => RpcError::overloaded(

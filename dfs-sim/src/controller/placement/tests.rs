@@ -3,6 +3,13 @@
 use super::*;
 use crate::controller::state::WantedCopies;
 
+/// Servers, taken zones, wanted, at least, chosen.
+type TargetCase = (&'static str, &'static [&'static str], usize, usize, &'static [u64]);
+/// Servers, replicas, whether one is allowed, (W, A).
+type MembersCase = (&'static str, usize, bool, Option<(usize, usize)>);
+/// Copies, excess, free target, deleted, finished, missing, unavailable.
+type AssessCase = (&'static str, Excess, FreeTarget, &'static [u64], &'static [u64], usize, bool);
+
 /// Servers as `id:zone:load`, with `!` behind for avoided ones.
 fn candidates(text: &str) -> Vec<Candidate<'_>> {
     text.split_whitespace()
@@ -23,7 +30,7 @@ fn ids(servers: &[ChunkServerId]) -> Vec<u64> {
 #[test]
 fn targets_are_spread_over_zones_then_the_least_used() {
     #[rustfmt::skip]
-    let cases: &[(&str, &[&str], usize, usize, &[u64])] = &[
+    let cases: &[TargetCase] = &[
         ("1::5 2::3 3::9 4::1",        &[],         3, 2, &[4, 2, 1]),
         ("1::0 2::0 3::0",             &[],         3, 2, &[1, 2, 3]),
         ("1:a:0 2:a:1 3:a:2 4:b:99",   &[],         3, 2, &[1, 4, 2]),
@@ -46,7 +53,7 @@ fn targets_are_spread_over_zones_then_the_least_used() {
 #[test]
 fn a_segment_has_three_members_or_two_and_one_only_where_allowed() {
     #[rustfmt::skip]
-    let cases: &[(&str, usize, bool, Option<(usize, usize)>)] = &[
+    let cases: &[MembersCase] = &[
         ("1::0 2::0 3::0 4::0", 3, false, Some((3, 2))),
         ("1::0 2::0 3::0",      3, false, Some((3, 2))),
         ("1::0 2::0",           3, false, Some((2, 2))),
@@ -94,7 +101,7 @@ fn repair_makes_what_is_missing_and_deletes_only_what_is_covered() {
     use Excess::{Delete, Keep};
     use FreeTarget::{Exists, None as NoTarget};
     #[rustfmt::skip]
-    let cases: &[(&str, Excess, FreeTarget, &[u64], &[u64], usize, bool)] = &[
+    let cases: &[AssessCase] = &[
         // copies        surplus target    delete    finish  missing unavailable
         ("1c 2c 3c",        Delete, Exists,   &[],      &[],    0, false),
         ("1c 2c",           Delete, Exists,   &[],      &[],    1, false),

@@ -1,5 +1,6 @@
 //! Files: putting, finding, listing, deleting, copying.
 
+use uruk_base::Moment;
 use uruk_proto::dfs::*;
 use uruk_proto::{ErrorCode, RpcError};
 
@@ -41,12 +42,12 @@ impl Core {
             }
         };
         let replicas = self.replicas(request.replicas);
-        let targets = self.with_fleet(|state, fleet, _| {
+        let targets = self.with_fleet(|state, fleet, now| {
             let is_avoided =
                 |id: ChunkServerId| state.servers().get(&id).is_some_and(|s| request.avoid.contains(&s.address));
             let placed = request.chunk_bytes.iter().map(|bytes| {
                 let chunk_id = ids.next().expect("as many ids as chunks were taken");
-                self.place_chunk(state, fleet, chunk_id, *bytes, replicas, is_avoided)
+                self.place_chunk(state, fleet, now, ChunkToPlace { id: chunk_id, bytes: *bytes, replicas }, is_avoided)
             });
             placed.collect::<Result<Vec<ChunkTarget>, RpcError>>()
         })??;
@@ -64,23 +65,22 @@ impl Core {
         &self,
         state: &ControllerState,
         fleet: &mut Fleet,
-        chunk_id: u64,
-        bytes: u64,
-        replicas: u8,
+        now: Moment,
+        chunk: ChunkToPlace,
         is_avoided: impl Fn(ChunkServerId) -> bool,
     ) -> Result<ChunkTarget, RpcError> {
-        let candidates = fleet.candidates(state, bytes, is_avoided);
-        let needed = match replicas == 1 || self.is_single_allowed(state) {
+        let candidates = fleet.candidates(state, chunk.bytes, is_avoided);
+        let needed = match chunk.replicas == 1 || self.is_single_allowed(state) {
             true => 1,
             false => ACK_QUORUM,
         };
-        let targets = choose_targets(&candidates, &[], usize::from(replicas), needed);
-        if targets.len() < needed {
-            return Err(too_few_servers(targets.len(), needed, fleet.refusal()));
+        let targets = choose_targets(&candidates, &[], usize::from(chunk.replicas), needed);
+        if targets.len() < needed || fleet.is_warming_up(now, candidates.len()) {
+            return Err(too_few_servers(candidates.len(), needed, fleet.refusal()));
         }
-        fleet.assign(&targets, bytes);
+        fleet.assign(&targets, chunk.bytes);
         let addresses = targets.iter().map(|id| state.servers()[id].address.clone()).collect();
-        Ok(ChunkTarget { chunk_id, addresses })
+        Ok(ChunkTarget { chunk_id: chunk.id, addresses })
     }
 
     /// Copies wanted of a chunk: at least two, unless the store itself is configured to one.
@@ -187,6 +187,12 @@ impl Core {
         self.propose(Command::CopyFile { from, to, must_be_new, rename, modified_micros }).await?;
         Ok(CopyFileResponse {})
     }
+}
+
+struct ChunkToPlace {
+    id: u64,
+    bytes: u64,
+    replicas: u8,
 }
 
 fn file_info(path: &str, file: &FileRecord) -> FileInfo {

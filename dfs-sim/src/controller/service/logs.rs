@@ -57,14 +57,17 @@ impl Core {
 
     fn plan_segment(&self, avoid: &[u64]) -> Result<Plan, RpcError> {
         let avoid: BTreeSet<u64> = avoid.iter().copied().collect();
-        self.with_fleet(|state, fleet, _| {
+        self.with_fleet(|state, fleet, now| {
             let candidates = fleet.candidates(state, SEGMENT_BYTES_MAX, |id| avoid.contains(&id.0));
             let replicas = usize::from(self.config.replicas);
-            let (members, ack_quorum, too_few) =
-                match choose_members(&candidates, replicas, self.is_single_allowed(state)) {
-                    Some((members, ack_quorum)) => (members, ack_quorum, None),
-                    None => (Vec::new(), 0, Some(too_few_servers(candidates.len(), ACK_QUORUM, fleet.refusal()))),
-                };
+            let chosen = match fleet.is_warming_up(now, candidates.len()) {
+                true => None,
+                false => choose_members(&candidates, replicas, self.is_single_allowed(state)),
+            };
+            let (members, ack_quorum, too_few) = match chosen {
+                Some((members, ack_quorum)) => (members, ack_quorum, None),
+                None => (Vec::new(), 0, Some(too_few_servers(candidates.len(), ACK_QUORUM, fleet.refusal()))),
+            };
             fleet.assign(&members, SEGMENT_BYTES_MAX);
             let segment = SegmentPlan {
                 members,

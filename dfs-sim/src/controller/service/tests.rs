@@ -26,6 +26,7 @@ fn config(folder: &Path) -> ControllerConfig {
     ControllerConfig {
         repair_tick: Duration::from_millis(20),
         repair_grace: Duration::from_millis(2_500),
+        warm_up: Duration::ZERO,
         put_lifetime: Duration::from_millis(300),
         ..ControllerConfig::new(folder, "127.0.0.1:0")
     }
@@ -264,6 +265,19 @@ async fn two_of_three_servers_are_enough_and_one_is_not() {
     let refused = store.begin("f").await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Overloaded);
     assert!(refused.message.contains("disk full"), "{refused}");
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_just_started_waits_for_its_third_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = start(ControllerConfig { warm_up: Duration::from_secs(1), ..config(folder.path()) }).await;
+    store.servers(2, &[]).await;
+    assert_eq!(store.create_log(1, 9).await.unwrap_err().code, ErrorCode::Unavailable);
+    assert_eq!(store.begin("f").await.unwrap_err().code, ErrorCode::Unavailable);
+    store.servers(3, &[]).await;
+    let log = store.create_log(1, 9).await.expect("creates");
+    assert_eq!(log.segments[0].write_quorum, 3);
     store.stop().await;
 }
 
