@@ -1,13 +1,17 @@
 //! A master, storage, and tablet servers over loopback.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use uruk_base::clock::ClockSource;
 use uruk_base::commit_log::{CommitLogStore, LogId};
-use uruk_base::{Env, rpc};
+use uruk_base::{Clock, Env, Moment, rpc};
 use uruk_proto::cell_batch::{self, Row};
 use uruk_proto::master::{FamilySchema, MetaRow, OpenTablet, RecoveredSegment, TableSchema, TabletKey, TabletState};
 use uruk_proto::mutation::{self, Mutation, SERVER_TIME};
@@ -24,8 +28,34 @@ pub const FAMILY: FamilyId = FamilyId(7);
 pub const TABLET: u64 = 100;
 type Channel = tonic::transport::Channel;
 
+/// The machine's clock, which tests may put forward: as if the process had been stopped meanwhile.
+#[derive(Debug, Default)]
+pub struct JumpingClock(AtomicU64);
+
+impl JumpingClock {
+    pub fn jump(&self, by: Duration) {
+        self.0.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
+    }
+}
+
+impl ClockSource for JumpingClock {
+    fn now(&self) -> Moment {
+        Clock::real().now() + Duration::from_millis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn wall_micros(&self) -> i64 {
+        Clock::real().wall_micros()
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { Clock::real().sleep(duration).await })
+    }
+}
+
 pub struct Cluster {
     pub env: Env,
+    /// The tablet servers' clock.
+    pub clock: Arc<JumpingClock>,
     pub master: FakeMaster,
     pub master_address: String,
     pub objects: Arc<InMemory>,
@@ -46,7 +76,8 @@ impl Cluster {
         env.tasks.spawn("master", async move {
             rpc::serve(&serve_env, listener, routes, &serve_env.tasks).await.expect("serves");
         });
-        Cluster { env, master, master_address, objects: Arc::default(), logs: MemoryLogs::new(segment_bytes) }
+        let clock = Arc::default();
+        Cluster { env, clock, master, master_address, objects: Arc::default(), logs: MemoryLogs::new(segment_bytes) }
     }
 
     pub fn config(&self) -> TabletServerConfig {
@@ -62,7 +93,8 @@ impl Cluster {
         let storage =
             Storage { objects: objects.clone(), recovery_objects: objects, logs: Arc::new(self.logs.clone()) };
         // As in a process of its own: nothing is shared, not even metrics.
-        let env = Env { metrics: Default::default(), ..self.env.with_tasks(self.env.tasks.child()) };
+        let clock = Clock::from_source(self.clock.clone());
+        let env = Env { metrics: Default::default(), clock, ..self.env.with_tasks(self.env.tasks.child()) };
         let server = TabletServer::start(&env, config, storage).await.expect("starts");
         let channel = rpc::channel(&env.transport, server.address());
         Host { server: Arc::new(server), channel, env }
@@ -123,6 +155,14 @@ impl Cluster {
             recovered.extend(self.sort_log(host, log).await);
         }
         self.assign(host, tablet, recovered)
+    }
+
+    /// Waits for two more load reports: whatever was about to happen had the time for it.
+    pub async fn let_time_pass(&self) {
+        for _ in 0..2 {
+            self.master.with(|state| state.loads.clear());
+            self.until("a load report", || !self.master.with(|state| state.loads.is_empty())).await;
+        }
     }
 
     /// Polls until `holds`, for at most ten seconds.

@@ -50,6 +50,61 @@ async fn a_lost_lease_ends_the_incarnation_and_stops_reads_in_the_middle() {
     host.try_put(TABLET, "x", "1").await.expect_err("no lease, no write");
 }
 
+/// A lease whose loop sleeps for a while, so that only the requests' own checks can notice.
+async fn with_sleepy_loop() -> (Cluster, Host) {
+    let cluster = Cluster::new().await;
+    cluster.master.with(|state| (state.lease_ms, state.renewal_ms) = (20_000, 10_000));
+    let mut config = cluster.config();
+    config.engine.scan_batch_bytes = 1;
+    let host = cluster.start_with(config).await;
+    cluster.open(&host, TABLET).await;
+    (cluster, host)
+}
+
+#[tokio::test]
+async fn a_server_that_wakes_after_its_lease_answers_no_read_and_takes_no_write() {
+    let (cluster, host) = with_sleepy_loop().await;
+    host.put(TABLET, "a", "1").await;
+    cluster.clock.jump(Duration::from_secs(30));
+    let frames = cluster.logs.frames(host.log());
+    host.try_scan(TABLET).await.expect_err("no lease");
+    host.try_put(TABLET, "a", "2").await.expect_err("no lease");
+    assert_eq!(cluster.logs.frames(host.log()), frames, "nothing was written");
+    assert_eq!(host.server.wait().await, Ended::LeaseLost);
+}
+
+#[tokio::test]
+async fn a_scan_that_outlives_the_lease_is_cut_off() {
+    let (cluster, host) = with_sleepy_loop().await;
+    let value = "v".repeat(1 << 20);
+    for i in 0..24 {
+        host.put(TABLET, &format!("row-{i}"), &value).await;
+    }
+    let request = ReadRequest { tablet: tablet_ref(TABLET), ..ReadRequest::default() };
+    let mut scan = host.client().read(request).await.expect("starts").into_inner();
+    scan.message().await.expect("goes on").expect("has rows");
+    cluster.clock.jump(Duration::from_secs(30));
+    while let Some(_batch) = match scan.message().await {
+        Ok(message) => message,
+        Err(_) => return,
+    } {}
+    panic!("the scan went on to its end");
+}
+
+#[tokio::test]
+async fn a_write_that_outlives_the_lease_is_not_acknowledged() {
+    let (cluster, host) = with_sleepy_loop().await;
+    cluster.logs.hold(host.log());
+    let write = host.try_put(TABLET, "a", "1");
+    let lapse = async {
+        cluster.until("it is appended", || cluster.logs.frames(host.log()) > 0).await;
+        cluster.clock.jump(Duration::from_secs(30));
+        cluster.logs.release(host.log());
+    };
+    let (outcome, ()) = tokio::join!(write, lapse);
+    assert_eq!(outcome.expect_err("durable, but who knows for whom").code, ErrorCode::Unknown);
+}
+
 #[tokio::test]
 async fn a_server_that_is_declared_dead_ends() {
     let cluster = Cluster::new().await;
