@@ -26,7 +26,7 @@ const PORT: u16 = 7000;
 /// Steps of one simulated millisecond.
 const STEPS_WITH_FAULTS: u64 = 20_000;
 const STEPS_TO_HEAL: u64 = 20_000;
-const SEEDS: u64 = 6;
+const SEEDS: u64 = 4;
 
 /// What the members tell the test.
 #[derive(Default)]
@@ -73,10 +73,15 @@ async fn run(node: u64, disk: SimDisk, random: Random, book: Arc<Mutex<Book>>) {
         env.tasks.spawn("reader", read(env.clone(), consensus.clone(), random.clone(), book.clone()));
     }
     let mut applied = consensus.applied();
-    while applied.changed().await.is_ok() {
+    loop {
+        tokio::select! {
+            biased;
+            // A task found something wrong and panicked; so does the whole simulation.
+            () = env.tasks.cancelled() => panic!("node {node} failed"),
+            changed = applied.changed() => changed.unwrap(),
+        }
         book.lock().state.insert(node, consensus.read(|numbers| numbers.order.clone()));
     }
-    panic!("node {node} failed");
 }
 
 async fn write(env: Env, consensus: Consensus<Numbers>, random: Random, book: Arc<Mutex<Book>>) {
