@@ -23,6 +23,9 @@ use crate::format::block_sums::BlockSums;
 use crate::format::chunk_file;
 use crate::format::replica_file::Mode;
 
+#[cfg(test)]
+mod tests;
+
 const SUFFIX: &str = ".chunk";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -93,6 +96,12 @@ impl ChunkStore {
 
     pub(super) fn state(&self, id: u64) -> Option<ChunkState> {
         self.inner.lock().chunks.get(&id).cloned()
+    }
+
+    /// Chunks that are being written now.
+    #[cfg(test)]
+    pub(super) fn writing(&self) -> BTreeSet<u64> {
+        self.inner.lock().writing.clone()
     }
 
     pub(super) fn used_bytes(&self) -> u64 {

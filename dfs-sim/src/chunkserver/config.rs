@@ -117,7 +117,8 @@ mod tests {
     #[test]
     fn validate_names_the_wrong_setting() {
         good().validate().expect("good");
-        let wrong: [(&str, fn(&mut ChunkServerConfig)); 7] = [
+        type Change = fn(&mut ChunkServerConfig);
+        let wrong: [(&str, Change); 7] = [
             ("folder", |c| c.folder = PathBuf::new()),
             ("listen", |c| c.listen = "nowhere".into()),
             ("advertise", |c| c.advertise = "host:99999".into()),

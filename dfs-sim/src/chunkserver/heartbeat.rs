@@ -14,6 +14,7 @@ use uruk_proto::dfs::{
 use uruk_proto::{ErrorCode, RpcError};
 
 use super::Core;
+use super::chunk_store::ChunkState;
 use super::orders::Orders;
 use super::replica::Replica;
 
@@ -134,10 +135,10 @@ fn report(core: &Core, full: bool, term_seen: u64) -> ChunkServerHeartbeatReques
     let changed = host.changes.take();
     let present = core.segments.present();
     let (chunks, segments) = if full {
-        let chunks = core.chunks.states().into_iter().map(|(id, _)| chunk_report(core, id)).collect();
+        let chunks = core.chunks.states().into_iter().map(|(id, chunk)| chunk_report(id, Some(chunk))).collect();
         (chunks, present.iter().map(|(id, replica)| segment_report(*id, replica)).collect())
     } else {
-        let chunks = changed.chunks.into_iter().map(|id| chunk_report(core, id)).collect();
+        let chunks = changed.chunks.into_iter().map(|id| chunk_report(id, core.chunks.state(id))).collect();
         let segments = changed.segments.into_iter().map(|id| match core.segments.get(id) {
             Ok(replica) if replica.glance().present => segment_report(id, &replica),
             Ok(_) | Err(_) => SegmentReport { segment_id: id, deleted: true, ..SegmentReport::default() },
@@ -158,8 +159,8 @@ fn report(core: &Core, full: bool, term_seen: u64) -> ChunkServerHeartbeatReques
     }
 }
 
-fn chunk_report(core: &Core, id: u64) -> ChunkReport {
-    match core.chunks.state(id) {
+fn chunk_report(id: u64, state: Option<ChunkState>) -> ChunkReport {
+    match state {
         Some(chunk) => {
             ChunkReport { chunk_id: id, bytes: chunk.bytes, damaged: chunk.damaged.is_some(), deleted: false }
         }

@@ -112,7 +112,7 @@ pub enum ReplicaFileError {
     },
 }
 
-/// The first sector of a log file.
+/// The first page of a log file.
 pub fn encode_header(segment_id: u64) -> Bytes {
     let mut out = BytesMut::zeroed(DATA_OFFSET as usize);
     out[0..8].copy_from_slice(LOG_MAGIC);
