@@ -191,21 +191,22 @@ impl Plan<'_> {
         }
     }
 
-    /// Each tablet to the server that has fewest, in order, so that all get an equal share.
+    /// Spread evenly over all live servers, since what is assigned together is loaded together; among
+    /// servers with an equal part of it, to the one that has fewest.
     fn assignments(&mut self) {
         let state = self.state;
-        let mut servers: BTreeSet<(usize, ServerId)> = state
+        let mut servers: BTreeSet<(usize, usize, ServerId)> = state
             .servers
             .live()
             .iter()
             .filter(|server| !self.volatile.draining.contains(server))
-            .map(|server| (state.index.owned(*server).len(), *server))
+            .map(|server| (0, state.index.owned(*server).len(), *server))
             .collect();
         if servers.is_empty() || !self.volatile.is_free(&ActionKey::Assign, self.now.moment) {
             return;
         }
         let condemned: Vec<ServerId> = self.volatile.leases.condemned().map(|(server, _)| server).collect();
-        servers.retain(|(_, server)| !condemned.contains(server));
+        servers.retain(|(_, _, server)| !condemned.contains(server));
         let mut assignments = Vec::new();
         for tablet in state.index.waiting() {
             if assignments.len() == self.tuning.assign_tablets_max || servers.is_empty() {
@@ -223,10 +224,10 @@ impl Plan<'_> {
                 continue;
             }
             let avoided = failure.map(|failure| failure.server);
-            let best = servers.iter().find(|(_, server)| Some(*server) != avoided).or_else(|| servers.first());
-            let (count, server) = *best.expect("there is a server");
-            servers.remove(&(count, server));
-            servers.insert((count + 1, server));
+            let best = servers.iter().find(|(_, _, server)| Some(*server) != avoided).or_else(|| servers.first());
+            let (given, owned, server) = *best.expect("there is a server");
+            servers.remove(&(given, owned, server));
+            servers.insert((given + 1, owned, server));
             assignments.push(Assignment { key: row.key(), server });
         }
         if !assignments.is_empty() {
