@@ -10,7 +10,7 @@ use uruk_proto::schema::{Family, GcRule, TableSchema, validate_table_name};
 use uruk_proto::{FamilyId, TableId};
 
 use crate::client::Client;
-use crate::error::{Error, Result, from_check};
+use crate::error::{Error, Outcome, Result, from_check};
 use crate::masters::Deadlines;
 use crate::mutation::check_row_key;
 use crate::retry::Effect;
@@ -95,7 +95,7 @@ impl Client {
                 async move { master.create_table(request).await }
             })
             .await?;
-        table_info(info)
+        table_info(info).map_err(|error| error.with_outcome(Outcome::Unknown))
     }
 
     /// All tables, by name.
@@ -177,7 +177,7 @@ impl Client {
 
 fn unknown_table(error: Error, name: &str) -> Error {
     match error {
-        Error::Refused { code: ErrorCode::NotFound, outcome: crate::Outcome::NotDone, .. } => {
+        Error::Refused { code: ErrorCode::NotFound, outcome: Outcome::NotDone, .. } => {
             Error::UnknownTable { table: name.to_owned() }
         }
         other => other,

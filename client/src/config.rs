@@ -18,8 +18,8 @@ pub struct ClientConfig {
     pub attempt_deadline_ms: u64,
     /// A single attempt at a master is given up after this (admin calls that wait are exempt).
     pub master_attempt_deadline_ms: u64,
-    /// An attempt unanswered for this long makes the client look whether the tablet has moved; if it
-    /// has, the attempt is given up at once. Doubles each time.
+    /// While an attempt is unanswered, the client looks this often whether the tablet has another
+    /// owner by now; if it has, the attempt is given up at once.
     pub slow_check_ms: u64,
     /// The first retry that waits at all waits about this long.
     pub retry_first_ms: u64,
@@ -62,7 +62,7 @@ impl Default for ClientConfig {
             admin_deadline_ms: 120_000,
             attempt_deadline_ms: 10_000,
             master_attempt_deadline_ms: 1_000,
-            slow_check_ms: 300,
+            slow_check_ms: 250,
             retry_first_ms: 7,
             retry_factor: 1.5,
             retry_wait_ms_max: 200,

@@ -130,8 +130,9 @@ impl Error {
         Error::InvalidArgument { message: message.into() }
     }
 
+    /// A bad answer to a read.
     pub(crate) fn bad_response(message: impl Into<String>) -> Error {
-        Error::BadResponse { message: message.into(), outcome: Outcome::Unknown }
+        Error::BadResponse { message: message.into(), outcome: Outcome::NotDone }
     }
 }
 

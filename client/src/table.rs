@@ -253,8 +253,8 @@ impl Table {
         let (clock, config) = (&self.core.env.clock, &self.core.config);
         let mut call = pin!(call);
         let give_up = clock.now() + left.min(config.attempt_deadline());
-        let mut patience = config.slow_check().min(left);
         loop {
+            let patience = config.slow_check().min(give_up.saturating_since(clock.now()));
             if let Ok(result) = clock.timeout(patience, call.as_mut()).await {
                 return result.map_err(Failure::from);
             }
@@ -263,7 +263,8 @@ impl Table {
             if left.is_zero() {
                 return Err(Failure::silent(format!("{location:?} does not answer")));
             }
-            let wanted = Wanted { asked_after: Some(now), from_leader: false };
+            // Calls that wait for one server share the answer.
+            let wanted = Wanted { asked_after: Some(before(now, config.slow_check() / 2)), from_leader: false };
             tokio::select! {
                 biased;
                 result = call.as_mut() => return result.map_err(Failure::from),
@@ -273,7 +274,6 @@ impl Table {
                     }
                 }
             }
-            patience = (patience * 2).min(left);
         }
     }
 

@@ -163,7 +163,10 @@ impl Table {
             Ok(async move { Ok((client.read_modify_write(request).await?.into_inner().batch, schema)) })
         };
         let (batch, schema) = self.call(&key, Effect::Write, request).await?;
-        let row = join(&key, vec![batch])?.ok_or_else(|| Error::bad_response("no row comes back"))?;
+        // Done, but the answer makes no sense.
+        let bad = |error: Error| error.with_outcome(Outcome::Unknown);
+        let row = join(&key, vec![batch]).map_err(bad)?;
+        let row = row.ok_or_else(|| bad(Error::bad_response("no row comes back")))?;
         let schema = self.naming(schema, std::slice::from_ref(&row)).await?;
         Ok(Row::new(row, schema))
     }

@@ -12,14 +12,14 @@ use uruk_client::{Client, ErrorCode, Filter, Order, Outcome, RowRange, ScanOptio
 /// Runs `future` on a runtime of its own with a clock that skips idle time.
 fn run<T>(future: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().start_paused(true).build().unwrap().block_on(future)
+    runtime.enable_all().start_paused(true).build().expect("a runtime").block_on(future)
 }
 
 async fn scanned(table: &Table, range: RowRange, options: ScanOptions) -> Vec<String> {
-    let rows: Vec<_> = table.scan(range, options).try_collect().await.unwrap();
+    let rows: Vec<_> = table.scan(range, options).try_collect().await.expect("the scan ends well");
     rows.iter()
         .map(|row| {
-            let key = String::from_utf8(row.key().to_vec()).unwrap();
+            let key = String::from_utf8(row.key().to_vec()).expect("keys are text");
             let values: Vec<_> = row.cells().map(|cell| cell.value.clone()).collect();
             assert_eq!(values, [format!("a of {key}"), format!("b of {key}")], "the whole row");
             key
@@ -30,7 +30,7 @@ async fn scanned(table: &Table, range: RowRange, options: ScanOptions) -> Vec<St
 async fn table_of(cluster: &Cluster, client: &Client) -> (Table, Vec<String>) {
     let id = cluster.table("t", &["row-005", "row-010", "row-015", "row-020", "row-0205", "row-021"]);
     let keys = cluster.fill(id, 30);
-    (client.table("t").await.unwrap(), keys)
+    (client.table("t").await.expect("it exists"), keys)
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
@@ -55,7 +55,7 @@ fn order() -> impl Strategy<Value = Order> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_schedule_of_faults_gives_every_row_exactly_once(

@@ -11,7 +11,7 @@ use uruk_client::{ClientConfig, Error, ErrorCode, Filter, Mutation, Outcome, Rea
 
 fn run<T>(future: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().start_paused(true).build().unwrap().block_on(future)
+    runtime.enable_all().start_paused(true).build().expect("a runtime").block_on(future)
 }
 
 fn set(value: impl Into<bytes::Bytes>) -> Vec<Mutation> {
@@ -41,7 +41,7 @@ fn fault() -> impl Strategy<Value = Fault> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_schedule_of_faults_writes_every_row_exactly_once(
@@ -126,14 +126,13 @@ async fn a_retry_carries_the_key_of_the_first_attempt() {
     cluster.faults([Fault::BreakAfter { batches: 0 }, Fault::Unexplained { batches: 0 }]);
     table.mutate_row("k", set("v")).await.unwrap();
     assert_eq!(cluster.value(id, "k").unwrap(), "v");
-    let state = cluster.lock();
-    assert_eq!(state.keys.len(), 3);
-    assert!(state.keys.iter().all(|key| *key == state.keys[0]), "{:?}", state.keys);
-    assert_eq!((state.keys[0].sequence, state.keys[0].first_incomplete), (1, 1));
-    assert_eq!(state.performed.len(), 1);
-    drop(state);
+    let keys = cluster.lock().keys.clone();
+    assert_eq!(keys.len(), 3);
+    assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    assert_eq!((keys[0].sequence, keys[0].first_incomplete), (1, 1));
+    assert_eq!(cluster.lock().performed.len(), 1);
     table.mutate_row("k", set("w")).await.unwrap();
-    let last = cluster.lock().keys.last().unwrap().clone();
+    let last = *cluster.lock().keys.last().unwrap();
     assert_eq!((last.sequence, last.first_incomplete), (2, 2));
 }
 
@@ -340,6 +339,6 @@ async fn many_calls_keep_first_incomplete_right() {
     assert!(join_all(writes).await.iter().all(Result::is_ok));
     cluster.check();
     table.mutate_row("k", set("v")).await.unwrap();
-    let last = cluster.lock().keys.last().unwrap().clone();
+    let last = *cluster.lock().keys.last().unwrap();
     assert_eq!(last.first_incomplete, last.sequence, "all before it are settled");
 }

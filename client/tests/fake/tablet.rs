@@ -107,7 +107,7 @@ impl Server {
 impl State {
     /// Checks a key's rules and remembers that it was seen.
     fn see(&mut self, key: Option<&IdempotencyKey>, rows: u64) -> IdempotencyKey {
-        let Some(key) = key.cloned() else {
+        let Some(key) = key.copied() else {
             self.violations.push("a write comes without key".into());
             return IdempotencyKey::default();
         };
@@ -124,7 +124,7 @@ impl State {
             }
         }
         for row in 0..rows {
-            self.keys.push(IdempotencyKey { sequence: key.sequence + row, ..key.clone() });
+            self.keys.push(IdempotencyKey { sequence: key.sequence + row, ..key });
         }
         key
     }
