@@ -52,7 +52,7 @@ use object_store::ObjectStore;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use uruk_base::commit_log::{CommitLogStore, LogError, LogWriter, Lsn};
-use uruk_base::{Env, Tasks, rpc};
+use uruk_base::{Env, Moment, Tasks, rpc};
 use uruk_proto::master::{RegisterRequest, RegisterResponse};
 use uruk_proto::{RpcError, ServerId};
 
@@ -118,11 +118,14 @@ pub(crate) struct Server {
     /// Loaded, and not reported yet.
     opened: Mutex<Vec<Arc<Tablet>>>,
     wake_opened: Notify,
+    /// When the last tablet was opened.
+    last_opened: Mutex<Moment>,
     wake_compactor: Notify,
     /// Numbers the commits of files.
     next_command: AtomicU64,
     next_file: AtomicU64,
     open_slots: Semaphore,
+    replay_slots: Semaphore,
     sort_slots: Semaphore,
     read_slots: Arc<Semaphore>,
     metrics: ServerMetrics,
@@ -252,10 +255,12 @@ async fn begin(
         tablets: Tablets::default(),
         opened: Mutex::default(),
         wake_opened: Notify::new(),
+        last_opened: Mutex::new(env.clock.now()),
         wake_compactor: Notify::new(),
         next_command: AtomicU64::new(1),
         next_file: AtomicU64::new(1),
         open_slots: Semaphore::new(config.opens_max),
+        replay_slots: Semaphore::new(config.replays_max),
         sort_slots: Semaphore::new(config.sorts_max),
         read_slots: Arc::new(Semaphore::new(config.reads_max)),
         metrics: ServerMetrics::new(&env.metrics),

@@ -49,6 +49,8 @@ pub struct TabletServerConfig {
     pub overload_retry_ms: u64,
     /// Tablets that are opened at the same time.
     pub opens_max: usize,
+    /// Of those, tablets whose logs are replayed at the same time.
+    pub replays_max: usize,
     /// Flushes that run at the same time.
     pub flushes_max: usize,
     /// Pieces of dead servers' logs that are sorted at the same time.
@@ -82,6 +84,7 @@ impl Default for TabletServerConfig {
             retention_ms: 600_000,
             overload_retry_ms: 50,
             opens_max: 8,
+            replays_max: 2,
             flushes_max: 2,
             sorts_max: 2,
             reads_max: 4096,
@@ -127,6 +130,7 @@ impl TabletServerConfig {
             (self.log_queue_bytes_max >= self.record_bytes_max, "log_queue_bytes_max", "is below record_bytes_max"),
             (self.retention_ms >= 1000, "retention_ms", "is below a second"),
             (self.opens_max > 0, "opens_max", "is 0"),
+            (self.replays_max > 0, "replays_max", "is 0"),
             (self.flushes_max > 0, "flushes_max", "is 0"),
             (self.sorts_max > 0, "sorts_max", "is 0"),
             (self.reads_max > 0, "reads_max", "is 0"),

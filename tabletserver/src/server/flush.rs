@@ -21,6 +21,8 @@ use crate::engine::EngineError;
 
 /// The log is trimmed when this many bytes more can go.
 const TRIM_STEP_BYTES: u64 = 8 << 20;
+/// Dead servers' logs are let go once no tablet was opened for this long.
+const RECOVERY_QUIET: Duration = Duration::from_secs(1);
 /// Pause after a flush that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
@@ -44,20 +46,21 @@ pub struct Pressure {
     pub memtable: bool,
     /// So is the unflushed part of the log.
     pub log: bool,
+    /// Tablets are being opened, or were a moment ago: what can wait must not compete with it.
+    pub recovering: bool,
 }
 
-/// The tablet to flush next: what frees dead servers' logs first, then what holds back the oldest
-/// position of the own log, then the largest.
+/// The tablet to flush next: what holds back the oldest position of the own log, then the largest;
+/// without pressure what frees dead servers' logs.
 pub fn choose(candidates: &[Candidate], pressure: Pressure) -> Option<TabletId> {
-    if let Some(foreign) = candidates.iter().find(|candidate| candidate.has_foreign_logs) {
-        return Some(foreign.id);
-    }
+    let foreign = || candidates.iter().find(|candidate| candidate.has_foreign_logs);
     let oldest = || candidates.iter().filter(|c| c.since.is_some()).min_by_key(|c| c.since);
     let largest = || candidates.iter().filter(|c| c.memtable_bytes > 0).max_by_key(|c| c.memtable_bytes);
     let chosen = match pressure {
         Pressure { log: true, .. } => oldest(),
         Pressure { memtable: true, .. } => largest(),
-        Pressure { memtable: false, log: false } => None,
+        Pressure { memtable: false, log: false, recovering: true } => None,
+        Pressure { memtable: false, log: false, recovering: false } => foreign(),
     };
     chosen.map(|candidate| candidate.id)
 }
@@ -88,6 +91,7 @@ pub async fn run(server: Arc<Server>) {
             biased;
             Some(done) = running.next(), if !running.is_empty() => { busy.remove(&done); }
             () = server.budget.wake_flusher.notified(), if running.len() < server.config.flushes_max => {}
+            () = server.env.clock.sleep(RECOVERY_QUIET), if has_foreign_logs(&server) => {}
         }
     }
 }
@@ -101,6 +105,10 @@ async fn flush_and_rest(server: &Arc<Server>, tablet: Arc<Tablet>) -> TabletId {
         }
     }
     tablet.id
+}
+
+fn has_foreign_logs(server: &Server) -> bool {
+    server.tablets.loaded().iter().any(|tablet| tablet.has_foreign_logs())
 }
 
 fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<Arc<Tablet>> {
@@ -121,6 +129,7 @@ fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<Arc<Tablet>
     let pressure = Pressure {
         memtable: server.budget.memtable_bytes().saturating_sub(flushing) >= server.config.memtable_bytes_soft,
         log: server.budget.is_log_over_soft(),
+        recovering: server.quiet_for() < RECOVERY_QUIET || server.tablets.is_opening(),
     };
     let id = choose(&candidates, pressure)?;
     tablets.into_iter().find(|tablet| tablet.id == id)
@@ -222,6 +231,11 @@ impl Server {
         Ok((request, paths.into_inner()))
     }
 
+    /// How long ago a tablet was opened last.
+    fn quiet_for(&self) -> Duration {
+        self.env.clock.since(*self.last_opened.lock())
+    }
+
     /// Measures memtables and the log's trim point.
     pub fn measure(&self) {
         // First how far everything is applied: what is applied later starts behind it.
@@ -259,7 +273,7 @@ impl Server {
 mod tests {
     use super::*;
 
-    const CALM: Pressure = Pressure { memtable: false, log: false };
+    const CALM: Pressure = Pressure { memtable: false, log: false, recovering: false };
 
     fn candidate(id: u64, memtable_bytes: u64, since: Option<u64>) -> Candidate {
         Candidate { id: TabletId(id), memtable_bytes, since: since.map(Lsn), has_foreign_logs: false }
@@ -269,14 +283,17 @@ mod tests {
     fn flushes_the_oldest_for_the_log_and_the_largest_for_memory() {
         let tablets = [candidate(1, 10, Some(500)), candidate(2, 90, Some(700)), candidate(3, 0, None)];
         assert_eq!(choose(&tablets, CALM), None);
-        assert_eq!(choose(&tablets, Pressure { log: true, memtable: true }), Some(TabletId(1)));
-        assert_eq!(choose(&tablets, Pressure { log: false, memtable: true }), Some(TabletId(2)));
-        assert_eq!(choose(&tablets[2..], Pressure { log: true, memtable: true }), None);
+        assert_eq!(choose(&tablets, Pressure { log: true, memtable: true, ..CALM }), Some(TabletId(1)));
+        assert_eq!(choose(&tablets, Pressure { memtable: true, ..CALM }), Some(TabletId(2)));
+        assert_eq!(choose(&tablets[2..], Pressure { log: true, memtable: true, ..CALM }), None);
     }
 
     #[test]
-    fn frees_dead_servers_logs_without_any_pressure() {
+    fn frees_dead_servers_logs_when_there_is_time() {
         let recovered = Candidate { has_foreign_logs: true, ..candidate(4, 0, None) };
-        assert_eq!(choose(&[candidate(1, 10, Some(1)), recovered], CALM), Some(TabletId(4)));
+        let tablets = [candidate(1, 10, Some(1)), recovered];
+        assert_eq!(choose(&tablets, CALM), Some(TabletId(4)));
+        assert_eq!(choose(&tablets, Pressure { recovering: true, ..CALM }), None);
+        assert_eq!(choose(&tablets, Pressure { memtable: true, recovering: true, ..CALM }), Some(TabletId(1)));
     }
 }

@@ -149,6 +149,8 @@ async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: M
     let memory = if records.is_empty() {
         memory
     } else {
+        // Processor work: more at a time would only make the first tablets wait for the last.
+        let _slot = server.replay_slots.acquire().await.expect("never closed");
         let store = store.clone();
         server.env.tasks.blocking(move || apply(&store, memory, records)).await?
     };
@@ -281,6 +283,7 @@ pub async fn report_opened(server: Arc<Server>) {
                 Vec::new()
             }
         };
+        *server.last_opened.lock() = server.env.clock.now();
         for tablet in tablets {
             let is_owned = owned.contains(&tablet.key());
             if is_owned && tablet.transition(&[TabletState::Loaded], TabletState::Open) {

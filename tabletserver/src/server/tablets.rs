@@ -94,6 +94,11 @@ impl Tablets {
         }
     }
 
+    /// Whether tablets are being opened.
+    pub fn is_opening(&self) -> bool {
+        self.0.read().by_id.values().any(|slot| matches!(slot, Slot::Opening(_)))
+    }
+
     /// All tablets in memory, by id.
     pub fn loaded(&self) -> Vec<Arc<Tablet>> {
         let slots = self.0.read();
