@@ -57,7 +57,12 @@ pub(crate) async fn run(
         false => Purge::Hidden,
     };
     let readahead = context.config.readahead_bytes_max;
-    let options = ReadOptions { fill_cache: false, readahead_bytes_min: readahead, readahead_bytes_max: readahead };
+    let options = ReadOptions {
+        fill_cache: false,
+        readahead_bytes_min: readahead,
+        readahead_bytes_max: readahead,
+        timestamp_min: 0,
+    };
     let level = inputs.iter().map(|input| input.reference.level).max().unwrap_or(0) + 1;
     let file = rewrite(context, Merge::new([], inputs, options), purge, path, level).await?;
     Ok(CompactionResult {

@@ -14,7 +14,7 @@ use uruk_proto::SeqNo;
 
 /// What an entry costs besides its key and value: the list's node with its tower, two `Bytes`, and its
 /// share of the row write's buffer.
-const ENTRY_OVERHEAD_BYTES: usize = 128;
+const ENTRY_OVERHEAD_BYTES: usize = 144;
 /// A cursor copies this many entries (references to them) at first, then up to the other.
 const CHUNK_ENTRIES_MIN: usize = 4;
 const CHUNK_ENTRIES_MAX: usize = 256;

@@ -121,6 +121,7 @@ impl ReadView {
             fill_cache: request.fill_cache,
             readahead_bytes_min: READAHEAD_BYTES_MIN.min(config.readahead_bytes_max),
             readahead_bytes_max: config.readahead_bytes_max,
+            timestamp_min: request.filter.timestamp_min,
         };
         let groups = self.version.groups_of(&columns);
         let memtables = groups.iter().flat_map(|group| group.memtables());

@@ -13,6 +13,9 @@ use bytes::{BufMut, Bytes};
 use uruk_proto::DecodeError;
 use uruk_proto::codec::put_varint;
 
+/// Bytes behind a restart point that call for another: a search steps through what lies between two.
+const RESTART_BYTES: usize = 1 << 10;
+
 /// Builds one block after another.
 #[derive(Debug)]
 pub struct BlockBuilder {
@@ -20,19 +23,34 @@ pub struct BlockBuilder {
     restarts: Vec<u32>,
     last_key: Vec<u8>,
     entries: usize,
+    entries_since_restart: usize,
     restart_interval: usize,
 }
 
 impl BlockBuilder {
-    /// An empty block; every `restart_interval`-th entry carries its whole key.
+    /// An empty block; at least every `restart_interval`-th entry carries its whole key.
     pub fn new(restart_interval: usize) -> BlockBuilder {
-        BlockBuilder { out: Vec::new(), restarts: Vec::new(), last_key: Vec::new(), entries: 0, restart_interval }
+        BlockBuilder {
+            out: Vec::new(),
+            restarts: Vec::new(),
+            last_key: Vec::new(),
+            entries: 0,
+            entries_since_restart: 0,
+            restart_interval,
+        }
     }
 
     /// Adds an entry; keys come in ascending order.
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
-        let shared = if self.entries.is_multiple_of(self.restart_interval) {
+        let restarts = match self.restarts.last() {
+            None => true,
+            Some(last) => {
+                self.entries_since_restart >= self.restart_interval || self.out.len() - *last as usize >= RESTART_BYTES
+            }
+        };
+        let shared = if restarts {
             self.restarts.push(self.out.len() as u32);
+            self.entries_since_restart = 0;
             0
         } else {
             shared_prefix_len(&self.last_key, key)
@@ -45,6 +63,7 @@ impl BlockBuilder {
         self.last_key.truncate(shared);
         self.last_key.extend_from_slice(&key[shared..]);
         self.entries += 1;
+        self.entries_since_restart += 1;
     }
 
     /// Bytes that the block has so far.
@@ -80,6 +99,7 @@ impl BlockBuilder {
         self.restarts.clear();
         self.last_key.clear();
         self.entries = 0;
+        self.entries_since_restart = 0;
     }
 }
 

@@ -37,6 +37,8 @@ pub struct ReadOptions {
     pub readahead_bytes_min: usize,
     /// Largest window; 0 reads nothing ahead.
     pub readahead_bytes_max: usize,
+    /// Older cells are not wanted: a file that has nothing else, and no deletions, is skipped.
+    pub timestamp_min: i64,
 }
 
 /// What the cursor is on its way to.
@@ -296,6 +298,9 @@ impl FileCursor {
     /// Whether filter or key range exclude that the file has what is sought.
     fn misses(&self, tail: &Tail) -> bool {
         let properties = &tail.properties;
+        if properties.deletions == 0 && properties.timestamp_max < self.options.timestamp_min {
+            return true;
+        }
         match self.goal {
             Goal::Before => {
                 (!self.target.is_empty() && properties.key_min[..] >= self.target[..])
