@@ -57,6 +57,8 @@ fn follow_leadership(shared: &Shared) {
                 // After the election was learned, so later than the election itself.
                 let now = shared.env.clock.now();
                 volatile.forget(now);
+                let served = state.recoveries.all().filter(|recovery| recovery.served_micros.is_some());
+                volatile.measured = served.map(|recovery| recovery.server).collect();
                 volatile.leases.elected(leadership.term, state.servers.live().iter().copied(), now);
                 shared.metrics.is_leader.set(1);
                 tracing::info!(term = %leadership.term, "leads the master group");
@@ -89,7 +91,7 @@ fn step(shared: &Arc<Shared>) -> Duration {
                 _ => {}
             }
         }
-        update_gauges(shared, state);
+        update_metrics(shared, state, &mut volatile);
         (actions, next_look(&volatile, now.moment))
     });
     for action in actions {
@@ -120,8 +122,16 @@ fn note_unnamed(state: &State, volatile: &mut Volatile) {
     }
 }
 
-fn update_gauges(shared: &Shared, state: &State) {
+fn update_metrics(shared: &Shared, state: &State, volatile: &mut Volatile) {
     let metrics = &shared.metrics;
+    for recovery in state.recoveries.all() {
+        if let Some(served) = recovery.served_micros
+            && volatile.measured.insert(recovery.server)
+        {
+            metrics.recovery_seconds.observe((served - recovery.noticed_micros) as f64 / 1_000_000.0);
+        }
+    }
+    volatile.measured.retain(|server| state.recoveries.get(*server).is_some());
     metrics.servers_live.set(state.servers.live().len() as i64);
     metrics.recoveries_unfinished.set(state.unfinished_recoveries().len() as i64);
     metrics.files_to_delete.set(state.deletions.entries().len() as i64);

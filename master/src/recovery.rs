@@ -61,7 +61,7 @@ pub async fn sort(shared: &Shared, log: ServerId, segment: u32, sorter: ServerId
         log_segments,
     };
     let deadline = Duration::from_millis(shared.tuning.sort_deadline_ms);
-    let sorted = call(shared, sorter, deadline, client(shared, &address).sort_segment(request)).await?;
+    let sorted = call(shared, sorter, &address, deadline, client(shared, &address).sort_segment(request)).await?;
     let micros = shared.env.clock.wall_micros();
     tracing::info!(%log, segment, %sorter, records = sorted.records, bytes = sorted.bytes, "sorted a piece of a log");
     let path: Arc<str> = sorted.path.into();
@@ -73,8 +73,19 @@ pub async fn sort(shared: &Shared, log: ServerId, segment: u32, sorter: ServerId
 pub async fn finish(shared: &Shared, server: ServerId) -> Outcome {
     shared.storage.logs.delete(LogId(server.0)).await.map_err(|error| error.to_string())?;
     propose_done(shared, Command::FinishRecovery { server, micros: shared.env.clock.wall_micros() }).await?;
+    forget_connection(shared, server);
     tracing::info!(%server, "recovery done; its log is deleted");
     Ok(())
+}
+
+/// Lets go of the connection to a dead server, unless a live one has its address.
+fn forget_connection(shared: &Shared, server: ServerId) {
+    let unused = shared.consensus.read(|state| {
+        let address = &state.servers.get(server)?.registration.address;
+        let is_used = state.servers.live().iter().any(|live| state.servers.address(*live) == Some(address));
+        (!is_used).then(|| address.clone())
+    });
+    unused.into_iter().for_each(|address| shared.channels.forget(&address));
 }
 
 /// Tells the server what to load.
@@ -86,7 +97,7 @@ pub async fn open(shared: &Shared, server: ServerId, keys: &[TabletKey]) -> Outc
     let Some(address) = address.filter(|_| !tablets.is_empty()) else { return Ok(()) };
     let taken: Vec<TabletKey> = keys.to_vec();
     let request = OpenTabletsRequest { server_id: server.0, tablets };
-    call(shared, server, shared.order_deadline(), client(shared, &address).open_tablets(request)).await?;
+    call(shared, server, &address, shared.order_deadline(), client(shared, &address).open_tablets(request)).await?;
     let now = shared.env.clock.now();
     let mut volatile = shared.volatile.lock();
     taken.into_iter().for_each(|key| {
@@ -125,7 +136,7 @@ pub async fn close(shared: &Shared, server: ServerId, kind: CloseKind, keys: &[T
     let tablets = keys.iter().map(|key| master::TabletKey { tablet_id: key.tablet.0, epoch: key.epoch.0 }).collect();
     let discard = kind == CloseKind::Discard;
     let request = CloseTabletsRequest { server_id: server.0, tablets, discard };
-    call(shared, server, shared.order_deadline(), client(shared, &address).close_tablets(request)).await?;
+    call(shared, server, &address, shared.order_deadline(), client(shared, &address).close_tablets(request)).await?;
     let now = shared.env.clock.now();
     let mut volatile = shared.volatile.lock();
     for key in keys {
@@ -143,6 +154,7 @@ fn client(shared: &Shared, address: &str) -> TabletServerControlClient<Channel> 
 async fn call<T>(
     shared: &Shared,
     server: ServerId,
+    address: &str,
     deadline: Duration,
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, String> {
@@ -156,6 +168,10 @@ async fn call<T>(
             };
             Err(format!("{server}: {code}{}", error.message))
         }
-        Err(elapsed) => Err(format!("{server}: {elapsed}")),
+        Err(elapsed) => {
+            // The connection may lead to a machine that is gone, though a successor has its address.
+            shared.channels.forget(address);
+            Err(format!("{server}: {elapsed}"))
+        }
     }
 }

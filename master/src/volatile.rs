@@ -30,6 +30,8 @@ pub struct Volatile {
     pub unnamed_at: BTreeMap<u64, Arc<BTreeMap<ServerId, u64>>>,
     /// When the sweep for orphans started last; None: not since the election.
     pub swept: Option<Moment>,
+    /// Recoveries whose duration was measured, or that were served before this node was elected.
+    pub measured: BTreeSet<ServerId>,
     /// When this node was elected.
     pub elected: Moment,
 }
@@ -81,6 +83,7 @@ impl Volatile {
             trimmed: BTreeMap::new(),
             unnamed_at: BTreeMap::new(),
             swept: None,
+            measured: BTreeSet::new(),
             elected: Moment::default(),
         }
     }

@@ -25,7 +25,7 @@ async fn get(address: &str, path: &str) -> (u16, String) {
 async fn the_pages_show_servers_tables_and_recoveries() {
     let world = World::start(600_000).await;
     let (a, b) = (world.tablet_server(1).await, world.tablet_server(2).await);
-    world.create("words<&>".replace("<&>", "").as_str(), 4).await;
+    world.create("words", 4).await;
     a.kill().await;
     world.report_death(1).await;
     world.until("the recovery is done", || async { world.recovery_state(a.id).await == "done" }).await;
@@ -35,7 +35,15 @@ async fn the_pages_show_servers_tables_and_recoveries() {
         ("/tables/words", vec!["first row", "last row", "001", "open"]),
         ("/servers", vec!["server-1", "killed by signal 9"]),
         ("/recoveries/1", vec!["noticed", "ms", "done"]),
-        ("/metrics", vec!["uruk_master_tablets_open 4", "uruk_master_is_leader 1", "uruk_master_leases_granted_total"]),
+        (
+            "/metrics",
+            vec![
+                "uruk_master_tablets_open 4",
+                "uruk_master_is_leader 1",
+                "uruk_master_leases_granted_total",
+                "uruk_master_recovery_seconds_count 1",
+            ],
+        ),
         ("/api/v1/status", vec!["\"is_leader\":true", "\"open\":4"]),
         ("/api/v1/tables", vec!["\"name\":\"words\""]),
         ("/api/v1/tablets", vec!["\"start\":\"001\"", "\"epoch\":2"]),

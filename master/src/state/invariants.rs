@@ -6,6 +6,7 @@ use uruk_proto::TableId;
 
 use super::State;
 use super::index::Index;
+use super::recoveries::Recovery;
 use super::row::MetaRow;
 
 impl State {
@@ -20,6 +21,10 @@ impl State {
         let dead_unfinished = |server: &&_| !self.servers.is_live(**server) && self.recoveries.get(**server).is_some();
         if !self.recoveries.unfinished().iter().all(|server| dead_unfinished(&server)) {
             return Err("a recovery of a live server".into());
+        }
+        let waiting = |recovery: &Recovery| recovery.tablets.values().filter(|reopened| reopened.is_none()).count();
+        if let Some(recovery) = self.recoveries.all().find(|recovery| recovery.waiting != waiting(recovery)) {
+            return Err(format!("the recovery of {} miscounts its tablets", recovery.server));
         }
         let mut queued = BTreeSet::new();
         for path in self.deletions.entries().values() {

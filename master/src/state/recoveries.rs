@@ -36,6 +36,8 @@ pub struct Recovery {
     pub assigned_micros: Option<i64>,
     /// The tablets it had, and when each was open again.
     pub tablets: BTreeMap<TabletId, Option<Reopened>>,
+    /// How many of them are not open yet.
+    pub waiting: usize,
     /// When all of them were open again.
     pub served_micros: Option<i64>,
     pub done_micros: Option<i64>,
@@ -103,7 +105,7 @@ impl Recovery {
     }
 
     fn note_served(&mut self, micros: i64) {
-        if self.seal.is_some() && self.tablets.values().all(Option::is_some) {
+        if self.seal.is_some() && self.waiting == 0 {
             self.served_micros.get_or_insert(micros);
         }
     }
@@ -152,6 +154,7 @@ impl Recoveries {
             sorted_micros: None,
             assigned_micros: None,
             tablets: tablets.iter().map(|tablet| (*tablet, None)).collect(),
+            waiting: tablets.len(),
             served_micros: None,
             done_micros: None,
         };
@@ -168,9 +171,10 @@ impl Recoveries {
     /// For the timelines. The first opening counts.
     pub(super) fn note_opened(&mut self, opened: &BTreeSet<TabletId>, server: ServerId, micros: i64) {
         for recovery in self.open_mut().filter(|recovery| recovery.served_micros.is_none()) {
-            for (tablet, reopened) in &mut recovery.tablets {
-                if opened.contains(tablet) {
-                    reopened.get_or_insert(Reopened { server, micros });
+            for tablet in opened {
+                if let Some(place @ None) = recovery.tablets.get_mut(tablet) {
+                    *place = Some(Reopened { server, micros });
+                    recovery.waiting -= 1;
                 }
             }
             recovery.note_served(micros);
@@ -180,7 +184,7 @@ impl Recoveries {
     /// For the timelines.
     pub(super) fn note_assigned(&mut self, assigned: &BTreeSet<TabletId>, micros: i64) {
         for recovery in self.open_mut().filter(|recovery| recovery.served_micros.is_none()) {
-            if recovery.tablets.keys().any(|tablet| assigned.contains(tablet)) {
+            if assigned.iter().any(|tablet| recovery.tablets.contains_key(tablet)) {
                 recovery.assigned_micros = Some(micros);
             }
         }
@@ -191,6 +195,7 @@ impl Recoveries {
         for recovery in self.open_mut() {
             if recovery.tablets.get(&tablet) == Some(&None) {
                 recovery.tablets.remove(&tablet);
+                recovery.waiting -= 1;
             }
         }
     }
