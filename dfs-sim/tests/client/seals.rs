@@ -229,7 +229,8 @@ async fn sealed_segments_become_whole_on_all_servers() {
 
 #[tokio::test]
 async fn damage_below_the_acknowledged_end_is_never_sealed_over() {
-    let mut cluster = Cluster::start(3).await;
+    // With two members both have acknowledged all that was flushed.
+    let mut cluster = Cluster::start(2).await;
     let writer = cluster.logs().create(LOG).await.unwrap();
     append(&*writer, 0..20, 1_000).await;
     writer.flush().await.unwrap();

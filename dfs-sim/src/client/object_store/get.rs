@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn near_ranges_are_read_together() {
-        assert_eq!(merge(&[20..30, 0..10, 5..7], 10), [0..30]);
+        assert_eq!(merge(&[20..30, 0..10, 5..7, 100..101], 10), [0..30, 100..101]);
         assert_eq!(merge(&[20..30, 0..10, 5..7], 9), [0..10, 20..30]);
         assert_eq!(merge(&[], 9), []);
     }
