@@ -19,6 +19,8 @@ use super::record::WriteId;
 pub const QUALIFIER: &[u8] = b"load";
 /// A writer or reader whose call failed rests this long.
 const ERROR_DELAY: Duration = Duration::from_millis(20);
+/// The long scan rests after this many rows.
+const SCAN_ROWS_BETWEEN_PAUSES: u64 = 200;
 /// Violations kept with their texts; more are only counted.
 const VIOLATIONS_SHOWN_MAX: usize = 20;
 
@@ -238,7 +240,7 @@ async fn scan(shared: Arc<Shared>) {
         let before = shared.ledger();
         let mut rows = shared.table.scan(RowRange::ALL, ScanOptions::default());
         let mut audit = super::ledger::Audit::new(&before, shared.spec.value_bytes);
-        let mut last = Bytes::new();
+        let (mut last, mut rows_seen) = (Bytes::new(), 0u64);
         let mut whole = true;
         while let Some(row) = rows.next().await {
             let row = match row {
@@ -253,6 +255,11 @@ async fn scan(shared: Arc<Shared>) {
                 shared.violation(format!("scan: {} after {}", row.key().escape_ascii(), last.escape_ascii()));
             }
             last = row.key().clone();
+            rows_seen += 1;
+            if rows_seen % SCAN_ROWS_BETWEEN_PAUSES == 0 {
+                // A long scan, not a benchmark: it must not take the machine from what is measured.
+                shared.pause().await;
+            }
             if let Some(value) = row.value(shared.spec.family, QUALIFIER) {
                 audit.see(row.key(), value);
             }
