@@ -124,9 +124,10 @@ fn note_unnamed(state: &State, volatile: &mut Volatile) {
 
 fn update_metrics(shared: &Shared, state: &State, volatile: &mut Volatile) {
     let metrics = &shared.metrics;
-    for recovery in state.recoveries.all() {
+    for server in state.unfinished_recoveries() {
+        let recovery = state.recoveries.get(*server).expect("an unfinished recovery is remembered");
         if let Some(served) = recovery.served_micros
-            && volatile.measured.insert(recovery.server)
+            && volatile.measured.insert(*server)
         {
             metrics.recovery_seconds.observe((served - recovery.noticed_micros) as f64 / 1_000_000.0);
         }
