@@ -1,5 +1,7 @@
 //! What the client library itself can do: its calls against a server that does next to nothing, each
-//! on a thread of its own, over TCP on the loopback. `cargo run --release -p uruk-client --example throughput`
+//! on a thread of its own, over TCP on the loopback.
+//!
+//! `cargo run --release -p uruk-client --example throughput [channels per server]`
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -9,7 +11,7 @@ use futures::{Stream, StreamExt};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use uruk_base::{Env, rpc};
-use uruk_client::{Client, Mutation, Order, ReadOptions, RowMutation, RowRange, ScanOptions};
+use uruk_client::{Client, ClientConfig, Mutation, Order, ReadOptions, RowMutation, RowRange, ScanOptions};
 use uruk_proto::FamilyId;
 use uruk_proto::cell_batch::BatchBuilder;
 use uruk_proto::master::master_server::{Master, MasterServer};
@@ -155,7 +157,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = start_server();
     let env = Env::real();
     runtime().block_on(async {
-        let client = Client::connect(&env, &[address])?;
+        let mut config = ClientConfig::default();
+        if let Some(channels) = std::env::args().nth(1) {
+            config.channels_per_server = channels.parse()?;
+        }
+        let client = Client::builder().masters(&[address]).config(config).connect(&env)?;
         let table = client.table("t").await?;
         let options = ReadOptions::default();
         table.read_row(key(7), &options).await?;
