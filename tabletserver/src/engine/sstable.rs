@@ -1,4 +1,4 @@
-//! SSTables: immutable sorted files. The format stands in `docs/formats-sstable.md`.
+//! SSTables: immutable sorted files. The format stands in `docs/formats.md`.
 //!
 //! | part | holds |
 //! |---|---|

@@ -9,7 +9,7 @@
 //! retention ago is refused, so a late duplicate is refused before its original is forgotten;
 //! (4) the stored form for SeqNo s holds what records up to s said, and nothing of later ones.
 //!
-//! The file format is written down in `docs/formats-log-records.md`.
+//! The file format is written down in `docs/formats.md`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //!
 //! A *frame* is what one `append` hands to the log: the records of one group commit. A *record* is
 //! one piece of work on one tablet, applied and published as a whole. The format is written down in
-//! `docs/formats-log-records.md`.
+//! `docs/formats.md`.
 //!
 //! Invariants: (1) `first <= last` and both have the same epoch; (2) the records of one tablet and
 //! epoch are consecutive: `next.first == last + 1`, and the first of an epoch has counter 1;
