@@ -16,7 +16,7 @@ use super::columns::Columns;
 use super::context::EngineContext;
 use super::error::EngineError;
 use super::merge::Merge;
-use super::rewrite::{Purge, rewrite};
+use super::rewrite::{Output, Purge, rewrite};
 use super::sstable::FileHandle;
 use super::sstable::cursor::ReadOptions;
 
@@ -49,7 +49,7 @@ pub(crate) async fn run(
     locality_group: u32,
     inputs: &[Arc<FileHandle>],
     files: &[Arc<FileHandle>],
-    path: &str,
+    (path, range): (&str, &RowRange),
 ) -> Result<CompactionResult, EngineError> {
     let others = files.iter().filter(|file| !inputs.iter().any(|input| input.reference == file.reference));
     let purge = match nothing_older_overlaps(inputs.iter().map(|f| &f.reference), others.map(|f| &f.reference)) {
@@ -64,7 +64,7 @@ pub(crate) async fn run(
         timestamp_min: 0,
     };
     let level = inputs.iter().map(|input| input.reference.level).max().unwrap_or(0) + 1;
-    let file = rewrite(context, Merge::new([], inputs, options), purge, path, level).await?;
+    let file = rewrite(context, Merge::new([], inputs, options), purge, Output { path, range, level }).await?;
     Ok(CompactionResult {
         remove: inputs.iter().map(|input| input.reference.path.clone()).collect(),
         add: LocalityGroupFiles { locality_group, files: Vec::from_iter(file) },

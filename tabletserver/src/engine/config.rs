@@ -24,7 +24,9 @@ pub struct EngineConfig {
     pub scan_batch_bytes: usize,
     /// A scan yields (perhaps nothing but how far it got) after looking at this much.
     pub scan_step_bytes: usize,
-    /// Entries that a flush or compaction handles in one piece of blocking work.
+    /// Unwanted entries that a scan steps over before it seeks instead.
+    pub scan_steps_before_seek: u32,
+    /// Bytes of entries that a flush or compaction handles in one piece of blocking work.
     pub merge_piece_bytes: usize,
     /// Frozen sets of memtables that may wait for their flush.
     pub frozen_sets_max: usize,
@@ -54,6 +56,7 @@ impl Default for EngineConfig {
             readahead_bytes_max: 1 << 20,
             scan_batch_bytes: 512 << 10,
             scan_step_bytes: 4 << 20,
+            scan_steps_before_seek: 16,
             merge_piece_bytes: 1 << 20,
             frozen_sets_max: 8,
             compaction_files_min: 3,

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use uruk_proto::SeqNo;
 use uruk_proto::master::LocalityGroupFiles;
+use uruk_proto::{RowRange, SeqNo};
 
 use super::context::EngineContext;
 use super::error::EngineError;
 use super::memtable::Memtable;
 use super::merge::Merge;
-use super::rewrite::{Purge, rewrite};
+use super::rewrite::{Output, Purge, rewrite};
 use super::sstable::cursor::ReadOptions;
 
 /// What a flush wrote. It counts for nothing until the master has committed it.
@@ -27,6 +27,7 @@ pub struct FlushResult {
 /// Writes the memtables of all groups. `path` gives a unique path for the file of a group.
 pub(crate) async fn flush(
     context: &EngineContext,
+    range: &RowRange,
     memtables: &[(u32, Arc<Memtable>)],
     flushed_seq: SeqNo,
     path: &mut (dyn FnMut(u32) -> String + Send),
@@ -35,7 +36,7 @@ pub(crate) async fn flush(
     let mut groups = Vec::new();
     for (group, memtable) in memtables.iter().filter(|(_, memtable)| !memtable.is_empty()) {
         let merge = Merge::new([memtable], [], options);
-        let file = rewrite(context, merge, Purge::Hidden, &path(*group), 0).await?;
+        let file = rewrite(context, merge, Purge::Hidden, Output { path: &path(*group), range, level: 0 }).await?;
         let files = Vec::from_iter(file);
         groups.push(LocalityGroupFiles { locality_group: *group, files });
     }

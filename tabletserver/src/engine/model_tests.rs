@@ -6,6 +6,7 @@
 
 mod model;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -58,6 +59,8 @@ struct World {
     paths: u64,
     /// Old views, with what they must show.
     held: Vec<(ReadView, Model)>,
+    /// Up to which write each file tells what happened (its newest entry may be older).
+    covers: BTreeMap<String, SeqNo>,
     /// The other half of a split, until the halves merge again.
     sibling: Option<(MetaRow, Model)>,
 }
@@ -73,6 +76,7 @@ fn context(random: &Random, clock: &Arc<TestClock>, objects: &Arc<InMemory>) -> 
         readahead_bytes_max: pick(&[0, 300, 4096]),
         scan_batch_bytes: pick(&[1, 60, 500, 1 << 20]),
         scan_step_bytes: pick(&[1, 100, 1 << 20]),
+        scan_steps_before_seek: pick(&[0, 1, 3, 16]) as u32,
         merge_piece_bytes: pick(&[1, 300, 1 << 20]),
         compaction_ratio_exempt_bytes: pick(&[0, 1 << 20]) as u64,
         ..EngineConfig::default()
@@ -129,6 +133,7 @@ impl World {
             counter: 0,
             paths: 0,
             held: Vec::new(),
+            covers: BTreeMap::new(),
             sibling: None,
         }
     }
@@ -211,7 +216,10 @@ impl World {
         let mut paths: Vec<String> = (0..4).map(|_| self.path()).collect();
         let result = self.store.flush(&token, &mut |_| paths.pop().unwrap()).await.unwrap();
         self.row.flushed_seq = result.flushed_seq.0;
-        result.groups.into_iter().for_each(|group| self.add(group));
+        for group in result.groups {
+            self.covers.extend(group.files.iter().map(|file| (file.path.clone(), result.flushed_seq)));
+            self.add(group);
+        }
         self.store.install(&self.row).unwrap();
     }
 
@@ -244,7 +252,7 @@ impl World {
         let result = self.store.compact(&compaction, &path).await.unwrap();
         self.note_purge(&compaction);
         if self.chance(5) {
-            return self.forget(&compaction); // the commit never happened
+            return self.model.abort_purge(); // the commit never happened
         }
         self.commit(result);
     }
@@ -261,16 +269,15 @@ impl World {
             other.min_seq > newest || both.clone().all(|both| both.is_empty())
         };
         if files.files.iter().filter(is_other).all(is_apart) {
-            let inputs: Vec<RowRange> = compaction.inputs.iter().map(rows).collect();
-            self.model.begin_purge(compaction.locality_group, SeqNo(newest), &inputs, self.clock.wall_micros());
+            let inputs: Vec<(RowRange, SeqNo)> =
+                compaction.inputs.iter().map(|file| (rows(file), self.covers[&file.path])).collect();
+            self.model.begin_purge(compaction.locality_group, &inputs, self.clock.wall_micros());
         }
     }
 
-    fn forget(&mut self, _: &Compaction) {
-        self.model.abort_purge();
-    }
-
     fn commit(&mut self, result: CompactionResult) {
+        let upto = result.remove.iter().map(|path| self.covers[path]).max().unwrap();
+        self.covers.extend(result.add.files.iter().map(|file| (file.path.clone(), upto)));
         for group in &mut self.row.groups {
             group.files.retain(|file| !result.remove.contains(&file.path));
         }

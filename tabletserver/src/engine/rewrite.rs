@@ -4,8 +4,8 @@
 //! what is finished and loads what the merge waits for. Dropping the future cancels it between pieces.
 
 use object_store::path::Path;
-use uruk_proto::SeqNo;
 use uruk_proto::master::FileRef;
+use uruk_proto::{RowRange, SeqNo};
 
 use super::columns::{Column, Columns};
 use super::context::EngineContext;
@@ -89,17 +89,26 @@ impl Rewrite {
     }
 }
 
-/// Writes what a merge yields to a new file at `path`. None when nothing is left to write; then there is
-/// no file.
+/// The file to be written.
+pub struct Output<'a> {
+    /// A path that was never used before.
+    pub path: &'a str,
+    /// The tablet's rows: what the reference will be clipped to, so that after a merge of tablets it
+    /// says which rows' history is in the file.
+    pub range: &'a RowRange,
+    /// For display.
+    pub level: u32,
+}
+
+/// Writes what a merge yields to a new file. None when nothing is left to write; then there is no file.
 pub async fn rewrite(
     context: &EngineContext,
     mut merge: Merge,
     purge: Purge,
-    path: &str,
-    level: u32,
+    output: Output<'_>,
 ) -> Result<Option<FileRef>, EngineError> {
-    let location =
-        Path::parse(path).map_err(|error| EngineError::Store { file: path.to_owned(), why: error.to_string() })?;
+    let location = Path::parse(output.path)
+        .map_err(|error| EngineError::Store { file: output.path.to_owned(), why: error.to_string() })?;
     merge.seek(&[], &[])?;
     let rewrite = Rewrite {
         merge,
@@ -123,14 +132,14 @@ pub async fn rewrite(
     };
     upload.finish().await?;
     Ok(Some(FileRef {
-        path: path.to_owned(),
-        low: Default::default(),
-        high: Default::default(),
+        path: output.path.to_owned(),
+        low: output.range.start.clone(),
+        high: output.range.end.clone(),
         bytes: built.bytes,
         cells: built.properties.entries(),
         min_seq: built.properties.seq_min.0,
         max_seq: built.properties.seq_max.0,
-        level,
+        level: output.level,
     }))
 }
 

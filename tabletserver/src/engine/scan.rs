@@ -98,9 +98,7 @@ pub struct ReadView {
     seq: SeqNo,
 }
 
-/// An entry that a walk may step over before it seeks instead: seeking costs about as much as this
-/// many steps.
-const STEPS_BEFORE_SEEK: u32 = 16;
+/// First window that a scan reads ahead.
 const READAHEAD_BYTES_MIN: usize = 64 << 10;
 
 impl ReadView {
@@ -150,6 +148,7 @@ impl ReadView {
             rows_left: if request.rows_limit == 0 { u64::MAX } else { request.rows_limit },
             batch_bytes: config.scan_batch_bytes,
             step_bytes: config.scan_step_bytes,
+            steps_before_seek: config.scan_steps_before_seek,
             examined: 0,
             batch: BatchBuilder::new(),
             row: RowState::default(),
@@ -294,6 +293,7 @@ pub struct RowScanner {
     rows_left: u64,
     batch_bytes: usize,
     step_bytes: usize,
+    steps_before_seek: u32,
     /// Bytes looked at since the last batch.
     examined: usize,
     batch: BatchBuilder,
@@ -486,7 +486,7 @@ impl RowScanner {
     /// Goes on behind what is not wanted: by a step at first, by a seek if that takes too many.
     fn skip(&mut self, verdict: Verdict) -> Result<(), EngineError> {
         self.row.steps += 1;
-        if self.row.steps < STEPS_BEFORE_SEEK {
+        if self.row.steps <= self.steps_before_seek {
             return self.merge.advance();
         }
         self.row.steps = 0;

@@ -258,7 +258,7 @@ impl TabletStore {
         token: &FreezeToken,
         path: &mut (dyn FnMut(u32) -> String + Send),
     ) -> Result<FlushResult, EngineError> {
-        flush::flush(&self.context, &token.memtables, token.upto, path).await
+        flush::flush(&self.context, &self.range, &token.memtables, token.upto, path).await
     }
 
     /// Takes over the committed row: its files, in place of the old ones and of the frozen memtables up
@@ -326,7 +326,7 @@ impl TabletStore {
         if files.iter().any(|file| shares_path(&file.reference) && !is_input(&file.reference)) {
             return Err(EngineError::InvalidArgument("some references to a file, but not all".to_owned()));
         }
-        compaction::run(&self.context, &version.schema, group, &inputs, files, path).await
+        compaction::run(&self.context, &version.schema, group, &inputs, files, (path, &self.range)).await
     }
 
     /// Bytes of the memtables, frozen ones included.
@@ -470,3 +470,6 @@ fn packed_bytes(row: &[u8], mutations: &[Mutation]) -> usize {
     };
     mutations.iter().map(|mutation| row.len() + KEY_EXTRA_BYTES + bytes(mutation)).sum()
 }
+
+#[cfg(test)]
+mod tests;

@@ -116,15 +116,20 @@ impl Model {
         (kept, gone)
     }
 
-    /// A compaction of everything that was written up to `upto` to these rows.
-    pub fn begin_purge(&mut self, group: u32, upto: SeqNo, rows: &[RowRange], now: i64) {
-        let (_, gone) = self.after_gc(upto, now);
+    /// A compaction of inputs that tell all that happened to these rows up to these writes.
+    pub fn begin_purge(&mut self, group: u32, inputs: &[(RowRange, SeqNo)], now: i64) {
+        let covered = |row: &Bytes| inputs.iter().filter(|(rows, _)| rows.contains(row)).map(|(_, upto)| *upto).max();
         let row_of = |seq: SeqNo| &self.log.iter().find(|write| write.seq == seq).expect("it was written").row;
-        let in_rows = |seq: SeqNo| rows.iter().any(|range| range.contains(row_of(seq)));
         let in_group =
             |family: FamilyId| self.schema.family_by_id(family).is_some_and(|family| family.locality_group == group);
-        self.purging =
-            gone.into_iter().filter(|(family, seq)| in_group(*family) && in_rows(*seq)).map(|(_, seq)| seq).collect();
+        let mut purging = BTreeSet::new();
+        for upto in inputs.iter().map(|(_, upto)| *upto).collect::<BTreeSet<SeqNo>>() {
+            let (_, gone) = self.after_gc(upto, now);
+            let gone =
+                gone.into_iter().filter(|(family, seq)| in_group(*family) && covered(row_of(*seq)) == Some(upto));
+            purging.extend(gone.map(|(_, seq)| seq));
+        }
+        self.purging = purging;
     }
 
     pub fn abort_purge(&mut self) {

@@ -1,0 +1,184 @@
+//! What the model test cannot show: threads, pins, and misuse.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use object_store::memory::InMemory;
+use uruk_base::{Env, Tasks};
+use uruk_proto::FamilyId;
+use uruk_proto::TableId;
+use uruk_proto::cell_batch::{self, Row};
+use uruk_proto::schema::{Family, GcRule};
+
+use super::*;
+use crate::engine::{EngineConfig, Filter, ScanRequest, ScanTargets};
+
+fn set(family: u64, value: u64) -> Mutation {
+    let value = Bytes::copy_from_slice(&value.to_be_bytes());
+    Mutation::SetCell { family: FamilyId(family), qualifier: Bytes::from_static(b"q"), timestamp: 1, value }
+}
+
+/// Two families in two locality groups.
+fn store() -> TabletStore {
+    let env = Env { tasks: Tasks::simulated(), ..Env::real() };
+    let config = EngineConfig { block_bytes: 512, scan_batch_bytes: 700, ..EngineConfig::default() };
+    let context = EngineContext::new(env, Arc::new(InMemory::new()), config).unwrap();
+    let family =
+        |id: u64| Family { name: format!("f{id}"), id: FamilyId(id), gc: GcRule::KeepAll, locality_group: id as u32 };
+    let schema = TableSchema { id: TableId(1), name: "t".into(), version: 1, families: vec![family(1), family(2)] };
+    TabletStore::open(&context, Arc::new(schema), &MetaRow::default()).unwrap()
+}
+
+fn write(store: &TabletStore, i: u64) {
+    store.apply(SeqNo(2 * i + 1), format!("row{i:08}").as_bytes(), &[set(1, i), set(2, i)]);
+    store.publish(SeqNo(2 * i + 2));
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+async fn rows(view: &ReadView) -> Result<Vec<Row>, EngineError> {
+    let targets = ScanTargets::Ranges(vec![RowRange::ALL]);
+    let request = ScanRequest { targets, filter: Filter::all(), rows_limit: 0, reverse: false, fill_cache: true };
+    let mut scanner = view.scan(request)?;
+    let mut rows: Vec<Row> = Vec::new();
+    while let Some(batch) = scanner.next_batch().await? {
+        for piece in cell_batch::unpack(batch.data).unwrap() {
+            match rows.last_mut().filter(|_| piece.goes_on_from_before) {
+                Some(row) => row.cells.extend(piece.row.cells),
+                None => rows.push(piece.row),
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// Flushes the oldest frozen set and commits it.
+async fn flush(store: &TabletStore, row: &mut MetaRow, token: &FreezeToken) {
+    let upto = token.upto().0;
+    let result = store.flush(token, &mut |group| format!("f/{upto}-{group}")).await.unwrap();
+    row.flushed_seq = result.flushed_seq.0;
+    row.groups = store.files();
+    for group in result.groups {
+        match row.groups.iter_mut().find(|files| files.locality_group == group.locality_group) {
+            Some(files) => files.files.extend(group.files),
+            None => row.groups.push(group),
+        }
+    }
+    store.install(row).unwrap();
+}
+
+#[test]
+fn a_view_holds_exactly_what_was_published_while_memtables_freeze_and_flush() {
+    const ROWS: u64 = 3000;
+    let store = store();
+    let latch = Mutex::new(());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in 0..ROWS {
+                let _held = latch.lock();
+                write(&store, i);
+            }
+            done.store(true, Ordering::Release);
+        });
+        scope.spawn(|| {
+            let mut row = MetaRow::default();
+            while !done.load(Ordering::Acquire) {
+                let token = {
+                    let _held = latch.lock();
+                    store.freeze(store.published())
+                };
+                if let Some(token) = token {
+                    run(flush(&store, &mut row, &token));
+                }
+            }
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    let view = store.snapshot();
+                    let rows = run(rows(&view)).unwrap();
+                    assert_eq!(rows.len() as u64, view.seq().0 / 2, "rows published by {}", view.seq());
+                    for (i, row) in rows.iter().enumerate() {
+                        assert_eq!(row.key, format!("row{i:08}"));
+                        assert_eq!(row.cells.len(), 2, "a row is seen whole, across its groups");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(run(rows(&store.snapshot())).unwrap().len() as u64, ROWS);
+}
+
+#[test]
+fn a_view_pins_the_files_that_it_reads() {
+    run(async {
+        let (store, mut row) = (store(), MetaRow::default());
+        for i in 0..4 {
+            write(&store, i);
+            let token = store.freeze(store.published()).unwrap();
+            flush(&store, &mut row, &token).await;
+        }
+        let view = store.snapshot();
+        let compaction = store.pick_compaction().unwrap();
+        assert_eq!(compaction.inputs.len(), 4);
+        let result = store.compact(&compaction, "merged").await.unwrap();
+        let group = row.groups.iter_mut().find(|group| group.locality_group == 1).unwrap();
+        group.files = result.add.files;
+        store.install(&row).unwrap();
+        assert_eq!(store.pinned_files(), ["f/2-1", "f/4-1", "f/6-1", "f/8-1"]);
+        assert_eq!(result.remove, ["f/8-1", "f/6-1", "f/4-1", "f/2-1"]);
+        assert_eq!(rows(&view).await.unwrap().len(), 4);
+        drop(view);
+        assert_eq!(store.pinned_files(), Vec::<String>::new());
+        assert_eq!(rows(&store.snapshot()).await.unwrap().len(), 4);
+    });
+}
+
+#[test]
+fn freezing_waits_for_flushes_at_its_limit() {
+    let store = store();
+    let limit = EngineConfig::default().frozen_sets_max as u64;
+    for i in 0..limit {
+        write(&store, i);
+        assert!(store.freeze(store.published()).is_some());
+        assert!(store.freeze(store.published()).is_none(), "nothing is left to freeze");
+    }
+    write(&store, limit);
+    assert!(store.freeze(store.published()).is_none());
+    let frozen = store.frozen();
+    assert_eq!(frozen.len() as u64, limit);
+    assert!(frozen.is_sorted_by_key(FreezeToken::upto));
+    assert!(store.active_bytes() > 0 && store.memtable_bytes() > store.active_bytes());
+}
+
+#[test]
+#[should_panic(expected = "comes after the freeze")]
+fn a_write_below_a_freeze_is_a_bug() {
+    let store = store();
+    write(&store, 5);
+    store.freeze(store.published());
+    write(&store, 4);
+}
+
+#[test]
+#[should_panic(expected = "was applied, freeze at")]
+fn a_freeze_below_a_write_is_a_bug() {
+    let store = store();
+    write(&store, 5);
+    store.freeze(SeqNo(11));
+}
+
+#[test]
+fn an_older_row_is_ignored() {
+    run(async {
+        let (store, mut row) = (store(), MetaRow::default());
+        write(&store, 0);
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+        store.install(&MetaRow::default()).unwrap();
+        assert_eq!(store.flushed_seq(), token.upto());
+        assert_eq!(rows(&store.snapshot()).await.unwrap().len(), 1);
+    });
+}
