@@ -6,7 +6,7 @@
 //! | [`memtable`] | what is not flushed yet, per locality group |
 //! | [`sstable`] | immutable files: format, writer, reader, cursor |
 //! | [`merge`], [`visible`], [`filter`] | many sorted sources as one; what a snapshot shows of it; what the caller wants of that |
-//! | [`scan`] | rows as packed batches |
+//! | [`view`], [`scan`] | a tablet at one moment; its rows as packed batches |
 //! | [`flush`], [`compaction`] | memtables to files, files to fewer files |
 //! | [`cache`] | blocks of all tablets |
 //!
@@ -29,11 +29,13 @@ mod rewrite;
 pub mod scan;
 pub mod sstable;
 mod store;
+pub mod view;
 pub mod visible;
 
 pub use config::{ConfigError, EngineConfig};
 pub use context::EngineContext;
 pub use error::EngineError;
 pub use filter::Filter;
-pub use scan::{ReadView, RowScanner, ScanBatch, ScanRequest, ScanTargets};
+pub use scan::{RowScanner, ScanBatch};
 pub use store::{FreezeToken, TabletStore};
+pub use view::{ReadView, ScanRequest, ScanTargets};

@@ -25,7 +25,6 @@ use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, TableId};
 use super::compaction::policy::Reason;
 use super::compaction::{Compaction, CompactionResult};
 use super::filter::Qualifiers;
-use super::scan::ReadView;
 use super::*;
 
 const STEPS_PER_SEED: usize = 150;

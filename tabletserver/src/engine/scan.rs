@@ -9,75 +9,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use uruk_proto::cell_batch::{self, BatchBuilder, Row};
-use uruk_proto::{RowRange, SeqNo, key, tablet};
+use uruk_proto::cell_batch::BatchBuilder;
+use uruk_proto::{RowRange, key};
 
 use super::columns::{Column, Columns, step_behind};
-use super::context::EngineContext;
 use super::error::EngineError;
 use super::filter::Filter;
 use super::merge::Merge;
-use super::sstable::FileHandle;
 use super::sstable::cursor::{CursorState, ReadOptions};
 use super::store::Version;
+use super::view::{ReadView, ScanRequest, ScanTargets};
 use super::visible::{Seen, Visibility};
 
-/// Which rows to read.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ScanTargets {
-    /// Ranges, ascending and disjoint.
-    Ranges(Vec<RowRange>),
-    /// Single rows, ascending, no duplicates.
-    Rows(Vec<Bytes>),
-}
-
-/// What to read.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ScanRequest {
-    /// Which rows.
-    pub targets: ScanTargets,
-    /// Which of their cells.
-    pub filter: Filter,
-    /// Most rows with at least one cell; 0 for no limit.
-    pub rows_limit: u64,
-    /// Last row first.
-    pub reverse: bool,
-    /// Whether to keep what is read in the block cache.
-    pub fill_cache: bool,
-}
-
-impl TryFrom<&tablet::ReadRequest> for ScanRequest {
-    type Error = EngineError;
-
-    fn try_from(message: &tablet::ReadRequest) -> Result<ScanRequest, EngineError> {
-        let invalid = |why: &str| Err(EngineError::InvalidArgument(why.to_owned()));
-        let targets = match (&message.rows[..], &message.ranges[..]) {
-            ([], []) => ScanTargets::Ranges(vec![RowRange::ALL]),
-            ([], ranges) => {
-                let ranges: Vec<RowRange> =
-                    ranges.iter().map(|range| RowRange::new(range.start.clone(), range.end.clone())).collect();
-                if ranges.windows(2).any(|pair| pair[0].end.is_empty() || pair[0].end > pair[1].start) {
-                    return invalid("row ranges are not ascending and disjoint");
-                }
-                ScanTargets::Ranges(ranges)
-            }
-            (rows, []) => {
-                if rows[0].is_empty() || rows.windows(2).any(|pair| pair[0] >= pair[1]) {
-                    return invalid("row keys are empty, or not ascending");
-                }
-                ScanTargets::Rows(rows.to_vec())
-            }
-            (_, _) => return invalid("row ranges and row keys in one request"),
-        };
-        Ok(ScanRequest {
-            targets,
-            filter: message.filter.as_ref().map(Filter::try_from).transpose()?.unwrap_or_default(),
-            rows_limit: message.rows_limit,
-            reverse: message.reverse,
-            fill_cache: !message.no_cache_fill,
-        })
-    }
-}
+/// First window that a scan reads ahead.
+const READAHEAD_BYTES_MIN: usize = 64 << 10;
 
 /// Packed rows, and how far the scan got.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -87,99 +32,6 @@ pub struct ScanBatch {
     /// Everything up to and including this row (reverse: down to) has been looked at; empty: nothing
     /// complete yet.
     pub last_scanned: Bytes,
-}
-
-/// A tablet at one moment. Pins memtables and files for as long as it lives.
-#[derive(Clone, Debug)]
-pub struct ReadView {
-    context: Arc<EngineContext>,
-    version: Arc<Version>,
-    range: RowRange,
-    seq: SeqNo,
-}
-
-/// First window that a scan reads ahead.
-const READAHEAD_BYTES_MIN: usize = 64 << 10;
-
-impl ReadView {
-    pub(super) fn new(context: Arc<EngineContext>, version: Arc<Version>, range: RowRange, seq: SeqNo) -> ReadView {
-        ReadView { context, version, range, seq }
-    }
-
-    /// Writes up to here are seen.
-    pub fn seq(&self) -> SeqNo {
-        self.seq
-    }
-
-    /// Starts a scan. Rows outside of the tablet do not exist.
-    pub fn scan(&self, request: ScanRequest) -> Result<RowScanner, EngineError> {
-        let config = &self.context.config;
-        let columns = Columns::filtered(self.version.schema(), &request.filter);
-        let options = ReadOptions {
-            fill_cache: request.fill_cache,
-            readahead_bytes_min: READAHEAD_BYTES_MIN.min(config.readahead_bytes_max),
-            readahead_bytes_max: config.readahead_bytes_max,
-            timestamp_min: request.filter.timestamp_min,
-        };
-        let groups = self.version.groups_of(&columns);
-        let memtables = groups.iter().flat_map(|group| group.memtables());
-        let files = groups.iter().flat_map(|group| group.files());
-        let merge = Merge::new(memtables, files, options);
-        let targets = match request.targets {
-            ScanTargets::Ranges(ranges) => ranges
-                .iter()
-                .map(|range| range.intersect(&self.range))
-                .filter(|range| !range.is_empty())
-                .map(Target::Range)
-                .collect(),
-            ScanTargets::Rows(rows) => {
-                rows.into_iter().filter(|row| self.range.contains(row)).map(Target::Row).collect()
-            }
-        };
-        let now = self.context.env.clock.wall_micros();
-        Ok(RowScanner {
-            merge,
-            visibility: Visibility::new(self.seq),
-            columns,
-            filter: request.filter,
-            now,
-            phase: Phase::NextTarget,
-            targets: Targets::new(targets, request.reverse),
-            rows_left: if request.rows_limit == 0 { u64::MAX } else { request.rows_limit },
-            batch_bytes: config.scan_batch_bytes,
-            step_bytes: config.scan_step_bytes,
-            steps_before_seek: config.scan_steps_before_seek,
-            examined: 0,
-            batch: BatchBuilder::new(),
-            row: RowState::default(),
-            qualifier: QualifierMemo::default(),
-            last_scanned: Vec::new(),
-            _pins: self.version.clone(),
-        })
-    }
-
-    /// One row; without cells when there is none.
-    pub async fn get(&self, row: &[u8], filter: &Filter) -> Result<Row, EngineError> {
-        let key = Bytes::copy_from_slice(row);
-        let mut scanner = self.scan(ScanRequest {
-            targets: ScanTargets::Rows(vec![key.clone()]),
-            filter: filter.clone(),
-            rows_limit: 0,
-            reverse: false,
-            fill_cache: true,
-        })?;
-        let mut row = Row { key, cells: Vec::new() };
-        while let Some(batch) = scanner.next_batch().await? {
-            let pieces = cell_batch::unpack(batch.data).expect("the scanner packed it");
-            row.cells.extend(pieces.into_iter().flat_map(|piece| piece.row.cells));
-        }
-        Ok(row)
-    }
-
-    /// The files that this view pins.
-    pub fn files(&self) -> impl Iterator<Item = &Arc<FileHandle>> {
-        self.version.all_files()
-    }
 }
 
 #[derive(Debug)]
@@ -197,11 +49,18 @@ struct Targets {
 }
 
 impl Targets {
-    fn new(mut targets: Vec<Target>, reverse: bool) -> Targets {
+    fn new(targets: ScanTargets, tablet: &RowRange, reverse: bool) -> Targets {
+        let mut left: Vec<Target> = match targets {
+            ScanTargets::Ranges(ranges) => {
+                let within = ranges.iter().map(|range| range.intersect(tablet));
+                within.filter(|range| !range.is_empty()).map(Target::Range).collect()
+            }
+            ScanTargets::Rows(rows) => rows.into_iter().filter(|row| tablet.contains(row)).map(Target::Row).collect(),
+        };
         if !reverse {
-            targets.reverse();
+            left.reverse();
         }
-        Targets { left: targets, reverse }
+        Targets { left, reverse }
     }
 }
 
@@ -305,6 +164,40 @@ pub struct RowScanner {
 }
 
 impl RowScanner {
+    pub(super) fn start(view: &ReadView, request: ScanRequest) -> RowScanner {
+        let config = &view.context.config;
+        let columns = Columns::filtered(view.version.schema(), &request.filter);
+        let options = ReadOptions {
+            fill_cache: request.fill_cache,
+            readahead_bytes_min: READAHEAD_BYTES_MIN.min(config.readahead_bytes_max),
+            readahead_bytes_max: config.readahead_bytes_max,
+            timestamp_min: request.filter.timestamp_min,
+        };
+        let groups = view.version.groups_of(&columns);
+        let memtables = groups.iter().flat_map(|group| group.memtables());
+        let files = groups.iter().flat_map(|group| group.files());
+        let merge = Merge::new(memtables, files, options);
+        RowScanner {
+            merge,
+            visibility: Visibility::new(view.seq),
+            columns,
+            filter: request.filter,
+            now: view.context.env.clock.wall_micros(),
+            phase: Phase::NextTarget,
+            targets: Targets::new(request.targets, &view.range, request.reverse),
+            rows_left: if request.rows_limit == 0 { u64::MAX } else { request.rows_limit },
+            batch_bytes: config.scan_batch_bytes,
+            step_bytes: config.scan_step_bytes,
+            steps_before_seek: config.scan_steps_before_seek,
+            examined: 0,
+            batch: BatchBuilder::new(),
+            row: RowState::default(),
+            qualifier: QualifierMemo::default(),
+            last_scanned: Vec::new(),
+            _pins: view.version.clone(),
+        }
+    }
+
     /// The next batch; None at the end. After an error the scan is over.
     pub async fn next_batch(&mut self) -> Result<Option<ScanBatch>, EngineError> {
         loop {

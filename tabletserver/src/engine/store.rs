@@ -33,8 +33,8 @@ use super::context::EngineContext;
 use super::error::EngineError;
 use super::flush::{self, FlushResult};
 use super::memtable::Memtable;
-use super::scan::ReadView;
 use super::sstable::FileHandle;
+use super::view::ReadView;
 
 /// The memtables of all locality groups, frozen at one published sequence number.
 #[derive(Clone, Debug)]

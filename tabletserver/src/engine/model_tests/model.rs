@@ -42,6 +42,9 @@ pub struct Model {
 /// (row, family, qualifier) and timestamp, negated so that the newest comes first.
 type CellKey = (Bytes, FamilyId, Bytes, std::cmp::Reverse<i64>);
 
+/// What is kept, and which cells of which families are not.
+type AfterGc = (Vec<(CellKey, Bytes)>, BTreeSet<(FamilyId, SeqNo)>);
+
 impl Model {
     pub fn new(schema: Arc<TableSchema>) -> Model {
         Model { schema, published: SeqNo::ZERO, log: Vec::new(), purged: BTreeSet::new(), purging: BTreeSet::new() }
@@ -98,7 +101,7 @@ impl Model {
     }
 
     /// Splits cells into those that GC rules keep at `now`, and the others.
-    fn after_gc(&self, upto: SeqNo, now: i64) -> (Vec<(CellKey, Bytes)>, BTreeSet<(FamilyId, SeqNo)>) {
+    fn after_gc(&self, upto: SeqNo, now: i64) -> AfterGc {
         let (mut kept, mut gone) = (Vec::new(), BTreeSet::new());
         let mut column = None;
         let mut version = 0;

@@ -212,7 +212,7 @@ impl BlockCursor {
 
     /// To the first entry with a key at or after `target`; false if there is none.
     pub fn seek(&mut self, target: &[u8]) -> Result<bool, DecodeError> {
-        if !self.to_restart(|key| key.cmp(target))? {
+        if !self.seek_restart(|key| key.cmp(target))? {
             return self.first();
         }
         loop {
@@ -242,7 +242,7 @@ impl BlockCursor {
 
     /// To the last entry that `order` calls Less.
     fn seek_last_less(&mut self, order: impl Fn(&[u8]) -> Ordering) -> Result<bool, DecodeError> {
-        if !self.to_restart(&order)? {
+        if !self.seek_restart(&order)? {
             return Ok(false);
         }
         // Entries know only their successor: count the steps, then take one less.
@@ -259,7 +259,7 @@ impl BlockCursor {
     }
 
     /// To the last restart point that `order` calls Less; false if there is none.
-    fn to_restart(&mut self, order: impl Fn(&[u8]) -> Ordering) -> Result<bool, DecodeError> {
+    fn seek_restart(&mut self, order: impl Fn(&[u8]) -> Ordering) -> Result<bool, DecodeError> {
         let (mut low, mut high) = (0, self.block.restarts);
         while low < high {
             let middle = (low + high) / 2;
@@ -297,7 +297,7 @@ impl BlockCursor {
             let value_end = suffix_end.checked_add(value_len).filter(|end| *end <= data.len())?;
             Some(Entry { shared, suffix: (at, suffix_end), value: (suffix_end, value_end) })
         };
-        parse().ok_or_else(|| DecodeError { what: "block entry", offset: at, why: "ends early" })
+        parse().ok_or(DecodeError { what: "block entry", offset: at, why: "ends early" })
     }
 
     fn error(&self, why: &'static str) -> DecodeError {

@@ -149,6 +149,12 @@ impl BlockPacker {
     }
 }
 
+impl Default for BlockPacker {
+    fn default() -> BlockPacker {
+        BlockPacker::new()
+    }
+}
+
 fn checksum(payload_and_compression: &[u8], offset: u64) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(payload_and_compression);
