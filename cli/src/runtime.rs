@@ -11,12 +11,12 @@ use tracing_subscriber::EnvFilter;
 /// the data path. `URUK_LOG` (as in `uruk_master=debug,warn`) overrides.
 pub fn log_to_stderr(verbose: u8) {
     let default = match verbose {
-        0 => "warn",
-        1 => "info,h2=warn,hyper=warn,tonic=warn,openraft=warn",
-        _ => "debug,h2=info,hyper=info,tonic=info,openraft=info",
+        // openraft reports every heartbeat to a dead member as an error; what matters we report ourselves.
+        0 => "warn,openraft=off",
+        1 => "info,h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=warn",
+        _ => "debug,h2=info,hyper=info,tonic=info,tower=info,openraft=info",
     };
-    let quiet_raft = if verbose == 0 { "warn,openraft=error" } else { default };
-    let filter = EnvFilter::try_from_env("URUK_LOG").unwrap_or_else(|_| EnvFilter::new(quiet_raft));
+    let filter = EnvFilter::try_from_env("URUK_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
 }
 

@@ -142,7 +142,7 @@ impl Run {
             batch_rows: 50,
             value_bytes: VALUE_BYTES,
             readers: 2,
-            pause: Duration::from_millis(5),
+            pause: Duration::from_millis(20),
             scan: true,
         };
         let traffic = Traffic::start(&self.env, table.clone(), spec);

@@ -18,9 +18,6 @@ use uruk_tabletserver::server::{Storage, TabletServer, TabletServerConfig};
 
 use super::{Durability, Ready, Supervision, dfs_client, merge, parse_addresses, read_toml, required};
 
-/// A worker whose incarnation is over (lease lost, fenced) ends with this code; its parent starts
-/// another one.
-const INCARNATION_OVER: u8 = 3;
 /// A worker that was asked to end is killed after this.
 const WORKER_STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -158,7 +155,7 @@ async fn serve(
         }
         why = server.wait() => {
             tracing::warn!(%why, "this incarnation is over");
-            ExitCode::from(INCARNATION_OVER)
+            ExitCode::from(why.exit_code())
         }
     };
     env.tasks.shutdown().await?;
