@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use uruk_base::DiskFile;
 use uruk_base::disk::OpenMode;
 
@@ -26,6 +27,9 @@ use crate::format::replica_file::Mode;
 #[cfg(test)]
 mod tests;
 
+/// In fsync mode the disk is given this many bytes at a time while the rest of a chunk still arrives:
+/// the last sync is short, and does not hold up the syncs of log segments.
+const EARLY_SYNC_BYTES: u64 = 8 << 20;
 const SUFFIX: &str = ".chunk";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -126,7 +130,18 @@ impl ChunkStore {
             let file = self.host.env.disk.open(&temporary, OpenMode::CreateNew).await;
             Some(file.map_err(StoreError::io(&temporary))?)
         };
-        Ok(ChunkWriter { store: self.clone(), id, bytes, mode, target, temporary, sums: BlockSums::new(), guard })
+        Ok(ChunkWriter {
+            store: self.clone(),
+            id,
+            bytes,
+            mode,
+            target,
+            temporary,
+            sums: BlockSums::new(),
+            early_sync: None,
+            early_synced: 0,
+            guard,
+        })
     }
 
     fn claim(self: &Arc<Self>, id: u64) -> Result<(WritingGuard, PathBuf), StoreError> {
@@ -246,6 +261,10 @@ pub(super) struct ChunkWriter {
     target: Option<Arc<dyn DiskFile>>,
     temporary: PathBuf,
     sums: BlockSums,
+    /// The sync under way. Its failure must not be missed: the next sync would claim success.
+    early_sync: Option<oneshot::Receiver<std::io::Result<()>>>,
+    /// Bytes that were there when it began.
+    early_synced: u64,
     #[allow(dead_code)] // held for its drop
     guard: WritingGuard,
 }
@@ -261,8 +280,27 @@ impl ChunkWriter {
             )));
         }
         self.sums.update(&data);
-        match &self.target {
-            Some(file) => file.write_at(offset, data).await.map_err(|error| self.write_failed(error)),
+        let Some(file) = self.target.clone() else { return Ok(()) };
+        file.write_at(offset, data).await.map_err(|error| self.write_failed(error))?;
+        if self.mode == Mode::Fsync && self.sums.bytes() - self.early_synced >= EARLY_SYNC_BYTES {
+            self.end_early_sync().await?;
+            self.early_synced = self.sums.bytes();
+            let (done, early_sync) = oneshot::channel();
+            self.early_sync = Some(early_sync);
+            self.store.host.env.tasks.spawn("chunkserver early sync", async move {
+                let _ = done.send(file.sync().await); // the writer may have given up
+            });
+        }
+        Ok(())
+    }
+
+    async fn end_early_sync(&mut self) -> Result<(), StoreError> {
+        match self.early_sync.take() {
+            Some(sync) => match sync.await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(self.sync_failed(error)),
+                Err(_) => Err(StoreError::Ending("shutting down".into())),
+            },
             None => Ok(()),
         }
     }
@@ -276,7 +314,7 @@ impl ChunkWriter {
 
     /// Makes the chunk appear and returns its CRC-32. In fsync mode it is durable then.
     /// With `expected`, nothing appears unless that is its CRC-32.
-    pub(super) async fn finish(self, expected: Option<u32>) -> Result<u32, StoreError> {
+    pub(super) async fn finish(mut self, expected: Option<u32>) -> Result<u32, StoreError> {
         match self.complete(expected).await {
             Ok(crc) => Ok(crc),
             Err(error) => {
@@ -286,7 +324,8 @@ impl ChunkWriter {
         }
     }
 
-    async fn complete(&self, expected: Option<u32>) -> Result<u32, StoreError> {
+    async fn complete(&mut self, expected: Option<u32>) -> Result<u32, StoreError> {
+        self.end_early_sync().await?;
         let (got, crc) = (self.sums.bytes(), self.sums.total());
         if got != self.bytes {
             return Err(StoreError::Invalid(format!("chunk {} ends after {got} of {} bytes", self.id, self.bytes)));

@@ -44,10 +44,13 @@ use crate::format::replica_file::{
 };
 use crate::format::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentKey, check_frames};
 
+mod fencing;
 mod loading;
 mod reading;
 mod sealing;
+mod syncing;
 
+pub(super) use self::fencing::FenceAnswer;
 pub(super) use self::sealing::Completion;
 #[cfg(test)]
 mod tests;
@@ -56,8 +59,6 @@ mod tests;
 pub(super) const LENGTH_MAX: u64 = SEGMENT_BYTES_MAX + (FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX) as u64;
 /// Stands for "sealed, no fence is higher" while the seal is being stored.
 const SEALING: u64 = u64::MAX;
-/// Bytes rewritten after a restart start at a multiple of this: whole pages become dirty.
-const REWRITE_ALIGNMENT: u64 = 4096;
 
 /// How a writer opens a replica.
 #[derive(Clone, Copy, Debug)]
@@ -65,15 +66,6 @@ pub(super) struct OpenAppend {
     pub(super) log_id: u64,
     pub(super) mode: Mode,
     pub(super) create: bool,
-}
-
-/// A member's answer to a fence.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum FenceAnswer {
-    /// It vouches for `length` bytes with this CRC-32.
-    Known { length: u64, committed: u64, crc: u32 },
-    /// It is fenced but does not count.
-    Unknown { reason: String },
 }
 
 /// One replica. It exists in memory before it does on disk, so that whoever comes first (the
@@ -319,138 +311,6 @@ impl Replica {
     async fn write_watermark(&self, file: &dyn DiskFile, acknowledged: u64) -> std::io::Result<()> {
         let watermark = Watermark { acknowledged, committed: self.committed() };
         file.write_at(WATERMARK_OFFSET, encode_watermark(watermark)).await
-    }
-
-    // ------------------------------------------------------------------- sync
-
-    /// Syncs whenever something new was written. All that is written while one sync runs is covered
-    /// by the next one: that is the group commit.
-    async fn sync_as_it_grows(self: Arc<Self>) {
-        let (mut length, mut closed) = (self.length.subscribe(), self.closed.subscribe());
-        loop {
-            tokio::select! {
-                biased;
-                _ = closed.wait_for(|closed| *closed) => return,
-                _ = length.wait_for(|length| *length > *self.acked.borrow()) => {}
-            }
-            if self.sync_now().await.is_err() {
-                return; // the process is ending
-            }
-        }
-    }
-
-    /// Makes everything written so far durable, then raises `acked`. One sync at a time: of two that
-    /// run together only one may learn of a failure.
-    async fn sync_now(&self) -> Result<(), StoreError> {
-        let mut sync = self.sync.lock().await;
-        if sync.failed {
-            return Err(self.sync_failed_before());
-        }
-        let target = self.length();
-        let Some(file) = sync.file.clone().filter(|_| target > *self.acked.borrow()) else { return Ok(()) };
-        // Durable.
-        let synced = match file.sync().await {
-            Ok(()) => self.write_watermark(&*file, target).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = synced {
-            sync.failed = true;
-            self.distrust(format!("a sync failed: {error}")).await;
-            return Err(StoreError::io(&self.log_path())(error));
-        }
-        // Acknowledged: whoever watches `acked` answers the writer.
-        self.acked.send_replace(target);
-        Ok(())
-    }
-
-    fn sync_failed_before(&self) -> StoreError {
-        StoreError::Ending(format!("a sync of {} failed", self.log_path().display()))
-    }
-
-    /// I9. The record may fail too, on a disk that just failed: see invariant 5 for that case.
-    async fn distrust(&self, reason: String) {
-        self.glance.lock().unvouched.get_or_insert(reason.clone());
-        let disk = self.host.env.disk.clone();
-        if let Ok(bytes) = disk.read(&self.meta_path()).await
-            && let Ok(meta) = crate::format::replica_file::parse_meta(self.id, &bytes)
-        {
-            let meta = ReplicaMeta { distrusted: Some(reason.clone()), ..meta };
-            if let Err(error) = disk.replace(&self.meta_path(), encode_meta(&meta)).await {
-                tracing::error!(segment = self.id, %error, "cannot record that the replica is distrusted");
-            }
-        }
-        self.host.fail(format!("{}: {reason}", self.log_path().display()));
-    }
-
-    // ------------------------------------------------------------------ fence
-
-    /// Stops appends for ever, stores `r`, and answers with the length that this replica vouches for.
-    /// A lower `r` than seen is refused; the same one gets the same answer.
-    pub(super) async fn fence(&self, r: u64) -> Result<FenceAnswer, StoreError> {
-        if r == 0 || r == SEALING {
-            return Err(StoreError::Invalid(format!("fence {r}")));
-        }
-        let mut content = self.content.lock().await;
-        self.host.check()?;
-        if content.deleted {
-            return Ok(FenceAnswer::Unknown { reason: "it was deleted here".into() });
-        }
-        if let Some(sealed) = content.meta.as_ref().and_then(|meta| meta.sealed.as_ref()) {
-            let (length, crc) = (sealed.length, sealed.crc);
-            return Ok(self.answer(&content, length, crc));
-        }
-        if r < content.fence_wanted {
-            return Err(StoreError::Fenced { segment: self.id, fence: content.fence_wanted });
-        }
-        content.fence_wanted = r;
-        self.settle(&mut content).await?;
-        let length = self.length();
-        let meta = content.meta.clone().unwrap_or_else(|| self.new_meta(Origin::Member));
-        if meta.fence != r || meta.fence_length != length || content.meta.is_none() {
-            self.store_meta(&mut content, ReplicaMeta { fence: r, fence_length: length, ..meta }).await?;
-        }
-        self.close(&mut content);
-        Ok(self.answer(&content, length, content.sums.total()))
-    }
-
-    fn answer(&self, content: &Content, length: u64, crc: u32) -> FenceAnswer {
-        let copy = content.meta.as_ref().is_some_and(|meta| meta.origin == Origin::Copy);
-        match self.glance.lock().unvouched.clone() {
-            Some(reason) => FenceAnswer::Unknown { reason },
-            None if copy => FenceAnswer::Unknown { reason: "a copy, not a member".into() },
-            None => FenceAnswer::Known { length, committed: self.committed(), crc },
-        }
-    }
-
-    /// Waits for pending syncs, so that all of `length` is as durable as the mode promises.
-    async fn settle(&self, content: &mut Content) -> Result<(), StoreError> {
-        if self.sync.lock().await.failed {
-            return Err(self.sync_failed_before());
-        }
-        if content.meta.as_ref().is_none_or(|meta| meta.mode == Mode::Replicated || !meta.has_log)
-            || self.glance.lock().unvouched.is_some()
-        {
-            return Ok(());
-        }
-        if let Some(from) = content.rewrite_from {
-            let file = content.file.as_ref().expect("a replica with a log has a file");
-            let from = DATA_OFFSET + from / REWRITE_ALIGNMENT * REWRITE_ALIGNMENT;
-            let bytes = (DATA_OFFSET + self.length() - from) as usize;
-            let again = file.read_at(from, bytes).await.map_err(StoreError::io(&self.log_path()))?;
-            file.write_at(from, again).await.map_err(|error| self.write_failed(error))?;
-        }
-        self.sync_now().await?;
-        content.rewrite_from = None;
-        Ok(())
-    }
-
-    /// Nothing is appended any more: the syncing task ends.
-    fn close(&self, content: &mut Content) {
-        if content.open {
-            content.open = false;
-            self.glance.lock().open = false;
-        }
-        self.closed.send_replace(true);
     }
 
     // ------------------------------------------------------------------ files

@@ -227,3 +227,19 @@ async fn deletion_removes_the_file_and_spares_who_reads_it() {
     assert!(matches!(process.chunks.reader(1).await, Err(StoreError::NotFound(_))));
     assert_eq!(reader.read(0, 1000).await.expect("still mapped"), data(1000));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_large_chunk_is_synced_while_it_arrives_and_a_failure_then_is_not_missed() {
+    let bytes = data(20 << 20);
+    let machine = Machine::new(1);
+    let process = machine.start().await;
+    write(&process, 1, &bytes, Mode::Fsync).await.expect("writes");
+    process.crash(&machine, true).await;
+    let process = machine.start().await;
+    assert!(read(&process, 1).await == bytes);
+    // The first sync fails, in the middle; the last one succeeds.
+    machine.disk.faults(|f| f.sync_errors = 1);
+    assert!(write(&process, 2, &bytes, Mode::Fsync).await.is_err());
+    assert!(process.host.failed().await.contains("sync"));
+    assert!(process.chunks.state(2).is_none());
+}
