@@ -50,6 +50,7 @@ fn a_missing_option_is_named() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods)] // a user's file
 fn bad_toml_is_refused_with_file_and_key() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let file = dir.path().join("cs.toml");

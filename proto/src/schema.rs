@@ -260,6 +260,6 @@ mod tests {
         let either = GcRule::Union(vec![GcRule::MaxVersions(1), GcRule::MaxAge(10)]);
         assert!(either.lets_go(1, 95, 100) && either.lets_go(0, 80, 100) && !either.lets_go(0, 95, 100));
         assert!(!GcRule::Intersection(vec![]).lets_go(9, 0, 100));
-        assert!(GcRule::MaxAge(u64::MAX).lets_go(0, 0, 100) == false);
+        assert!(!GcRule::MaxAge(u64::MAX).lets_go(0, 0, 100));
     }
 }

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
 use uruk_base::Env;
-use uruk_client::{Client, FamilySpec, Mutation, ReadOptions, RowMutation, RowRange, ScanOptions, Table};
+use uruk_client::{Client, FamilySpec, Filter, Mutation, ReadOptions, RowMutation, RowRange, ScanOptions, Table};
 
 use crate::cluster::{ClusterSpec, LocalCluster};
 use crate::command::connect::Connect;
@@ -290,7 +290,7 @@ impl Run {
     async fn single_reads(self: Arc<Self>, workload: Workload) -> Result<Done> {
         let run = self.clone();
         let rows = self.options.rows;
-        let read_options = ReadOptions::default();
+        let read_options = ReadOptions::filter(Filter::all().cells_per_column(1));
         self.in_flight(self.operations(), move |place, call| {
             let (run, read_options) = (run.clone(), read_options.clone());
             async move {
@@ -305,7 +305,11 @@ impl Run {
 
     async fn scan(&self) -> Result<Done> {
         let mut done = Done { rows: 0, bytes: 0, latencies: new_histogram() };
-        let options = ScanOptions { parallel: usize::from(self.options.scan_parallel), ..ScanOptions::default() };
+        let options = ScanOptions {
+            filter: Filter::all().cells_per_column(1),
+            parallel: usize::from(self.options.scan_parallel),
+            ..ScanOptions::default()
+        };
         let mut rows = self.table(0).scan(RowRange::ALL, options);
         let mut before = self.env.clock.now();
         while let Some(row) = rows.next().await {

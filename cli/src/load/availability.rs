@@ -63,8 +63,7 @@ pub async fn probe(
     }
     drop(done);
     let _ = all_done.recv().await;
-    let availability = result.lock().clone();
-    availability
+    result.lock().clone()
 }
 
 async fn probe_one(

@@ -75,7 +75,11 @@ pub fn run(options: Options) -> Result<ExitCode> {
         let storage = Storage { objects: Arc::new(dfs.object_store()), logs: Arc::new(dfs.commit_logs()) };
         let master = Master::start(&env, config, storage, Arc::new(ChunkStoreHealth(dfs))).await?;
         Ready::print("master", master.address(), master.http_address().map(str::to_owned));
-        let outcome = super::serve_until(&env, &options.supervision, async { Ok(master.wait().await) }).await;
+        let outcome = super::serve_until(&env, &options.supervision, async {
+            master.wait().await;
+            Ok(())
+        })
+        .await;
         master.shutdown().await?;
         outcome
     })

@@ -64,11 +64,15 @@ impl Graves {
             ids.iter().copied().filter(|id| known.insert(*id)).collect()
         };
         let mut records = BytesMut::with_capacity(new.len() * RECORD_BYTES);
-        for id in new {
-            records.put_slice(&encode(id));
+        for id in &new {
+            records.put_slice(&encode(*id));
         }
         let bytes = records.len() as u64;
-        file.0.write_at(file.1, records.freeze()).await.map_err(StoreError::io(&self.path))?;
+        if let Err(error) = file.0.write_at(file.1, records.freeze()).await {
+            // Not durable: the order's retry must write them again before anything is deleted.
+            self.ids.lock().retain(|id| !new.contains(id));
+            return Err(StoreError::io(&self.path)(error));
+        }
         file.1 += bytes;
         if let Err(error) = file.0.sync().await {
             self.host.fail(format!("sync of {}: {error}", self.path.display()));

@@ -174,7 +174,8 @@ fn segment_report(id: u64, replica: &Replica) -> SegmentReport {
         segment_id: id,
         length: replica.length(),
         sealed: glance.sealed.is_some(),
-        damaged: glance.damaged.is_some(),
+        // A sealed copy that its own server does not vouch for must not count as a good one.
+        damaged: glance.damaged.is_some() || (glance.sealed.is_some() && glance.unvouched.is_some()),
         deleted: false,
     }
 }

@@ -288,11 +288,12 @@ impl Replica {
         self.host.space.take(new.len() as u64)?;
         let file = content.file.clone().expect("an open replica has a file");
         file.write_at(DATA_OFFSET + length, new.clone()).await.map_err(|error| self.write_failed(error))?;
-        content.sums.update(&new);
         let length = length + new.len() as u64;
         if mode == Mode::Replicated {
             self.write_watermark(&*file, length).await.map_err(|error| self.write_failed(error))?;
         }
+        // Together, after all that may fail: a fence answers with both.
+        content.sums.update(&new);
         self.length.send_replace(length);
         if mode == Mode::Replicated {
             // Held by the page cache, which is what this mode promises.

@@ -263,6 +263,8 @@ async fn append_stream(
         tokio::select! {
             biased;
             reason = core.host.failed() => return Err(StoreError::Ending(reason)),
+            // A cut at the seal may lower what is acknowledged: then only the writer's leaving ends this.
+            () = answers.closed() => return Ok(()),
             _ = acked.changed() => answer(answers, &mut acked).await,
         }
     }

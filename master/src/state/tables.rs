@@ -123,10 +123,11 @@ impl State {
     }
 
     pub(super) fn delete_table(&mut self, request: u64, name: &str) -> Applied {
+        // A repeated request that was carried out must not touch a new table of the same name.
+        if request != 0 && self.tables.deleted.contains(&request) {
+            return Ok(Reply::Done);
+        }
         let Some(id) = self.tables.by_name.get(name).copied() else {
-            if request != 0 && self.tables.deleted.contains(&request) {
-                return Ok(Reply::Done);
-            }
             return Err(Refusal::new(Reason::NotFound, format!("table {name} does not exist")));
         };
         let table = self.tables.by_id.get_mut(&id).expect("a name leads to a table");

@@ -11,6 +11,7 @@ use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, ServerId, TableId, TabletId};
 
 use super::State;
 use super::row::{CloseKind, FileRef, MetaRow, TabletState};
+use super::tables::TableState;
 use crate::command::{Assignment, Command, CommitFiles, Reason, Registration, Reply, TabletKey};
 
 pub fn registration(nonce: u64) -> Registration {
@@ -175,7 +176,7 @@ fn a_dead_servers_tablets_wait_for_its_log() {
 fn recoveries_chain_when_the_new_owner_dies_too() {
     let (mut state, first, keys) = served();
     let (second, third) = (register(&mut state, 2), register(&mut state, 3));
-    let seal = |server| Command::RecordSeal { server, segments: vec![0..10], end: 10, micros: 2 };
+    let seal = |server| Command::RecordSeal { server, segments: vec![0u64..10; 1], end: 10, micros: 2 };
     let sort = |log, path: &str| {
         let path: Arc<str> = path.into();
         Command::RecordSort { log, segment: 0, sorter: third, path, records: 1, bytes: 1, micros: 3 }
@@ -203,7 +204,7 @@ fn a_lost_recovery_file_is_sorted_anew() {
     let (mut state, dead, keys) = served();
     let other = register(&mut state, 2);
     kill(&mut state, dead);
-    state.apply(Command::RecordSeal { server: dead, segments: vec![0..10], end: 10, micros: 2 });
+    state.apply(Command::RecordSeal { server: dead, segments: vec![0u64..10; 1], end: 10, micros: 2 });
     let sort = |path: &str| {
         let path: Arc<str> = path.into();
         Command::RecordSort { log: dead, segment: 0, sorter: other, path, records: 1, bytes: 1, micros: 3 }
@@ -285,6 +286,18 @@ fn deleting_a_table_waits_for_its_owners_or_their_deaths() {
     assert_ne!(create(&mut state, "t", 1), table);
     assert_eq!(assign_all(&mut state, other).len(), 1);
     state.check().unwrap();
+}
+
+#[test]
+fn a_repeated_deletion_spares_a_new_table_of_the_same_name() {
+    let (mut state, server, _) = served();
+    let delete = Command::DeleteTable { request: 3, name: "t".into() };
+    state.apply(delete.clone());
+    kill(&mut state, server);
+    let Reply::Table(again) = state.apply(create_command("t", 9)) else { panic!("refused") };
+    // The reply to the first try was lost; its client asks once more.
+    assert_eq!(state.apply(delete), Reply::Done);
+    assert_eq!(state.tables.get(again).unwrap().state, TableState::Creating);
 }
 
 #[test]

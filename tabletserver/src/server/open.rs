@@ -34,6 +34,10 @@ const SLICES_IN_FLIGHT_MAX: usize = 4;
 /// Pause before what could not be read is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
+/// A recovery file that cannot be read for this long counts as lost: its few copies may be gone for good,
+/// while the log that it was sorted from is still there.
+const RECOVERY_FILE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Why a tablet is not open.
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
@@ -77,12 +81,20 @@ impl Server {
 }
 
 async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: OpenTablet) {
-    let _slot = server.open_slots.acquire().await.expect("never closed");
     let Some(row) = order.row.clone() else { return };
     let (id, epoch) = (TabletId(row.tablet_id), Epoch(row.epoch));
     let started = server.env.clock.now();
     let result = loop {
-        match open(&server, &files, &order, row.clone()).await {
+        let slot = server.open_slots.acquire().await.expect("never closed");
+        let result = open(&server, &files, &order, row.clone()).await;
+        // Others may open while this one waits.
+        drop(slot);
+        match result {
+            Err(OpenError::Unavailable(path, error))
+                if is_recovery_file(&order, &path) && server.env.clock.since(started) >= RECOVERY_FILE_PATIENCE =>
+            {
+                break Err(OpenError::LostRecoveryFile(path, format!("cannot be read: {error}")));
+            }
             Err(error @ OpenError::Unavailable(..)) => {
                 tracing::warn!(tablet = %id, %error, "cannot open the tablet yet");
                 server.env.clock.sleep(RETRY_DELAY).await;
@@ -111,6 +123,10 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
             report_failure(&server, key, error.to_string(), lost_recovery_files).await;
         }
     }
+}
+
+fn is_recovery_file(order: &OpenTablet, path: &str) -> bool {
+    order.recovered.iter().any(|segment| segment.path == path)
 }
 
 /// Tells the master what is wrong with a tablet, for people to see.

@@ -219,6 +219,9 @@ impl Server {
         if !rows.is_empty() || call.is_some() {
             let result = call.is_some().then(|| Bytes::from_static(if matched { &[1] } else { &[0] }));
             self.write_exclusively(&tablet, rows, call, result, latches).await?;
+        } else {
+            // Nothing is written, so nothing else has checked that the tablet is still ours.
+            tablet.check_readable()?;
         }
         self.incarnation.check_write_done()?;
         Ok(CheckAndMutateResponse { matched })

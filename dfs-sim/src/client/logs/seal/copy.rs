@@ -54,8 +54,11 @@ pub async fn replicate(
                 is_new: false,
             })
             .collect();
-        if destinations.len() < missing {
-            destinations.extend(new_servers(shared, segment).await.map_err(|e| e.to_string())?);
+        // A short member may be short because its disk is full: then others take its place.
+        match new_servers(shared, segment).await {
+            Ok(others) => destinations.extend(others),
+            Err(error) if destinations.len() < missing => return Err(error.to_string()),
+            Err(error) => tracing::warn!(%error, "no other chunk servers are known for a seal"),
         }
         for to in destinations {
             tracing::info!(log = id.0, segment = segment.index, to = %to.address, from = to.from, "completing a replica");
@@ -132,7 +135,8 @@ async fn copy(
         Ok::<_, RpcError>(written?.into_inner().length)
     };
     match shared.env.clock.timeout(limit, both).await {
-        Ok(Ok(reached)) if reached == length => Ok(()),
+        // More is what an earlier round copied, never acknowledged; it is cut when the seal has been recorded.
+        Ok(Ok(reached)) if reached >= length => Ok(()),
         Ok(Ok(reached)) => Err(RpcError::new(ErrorCode::Internal, format!("it has {reached} bytes, not {length}"))),
         Ok(Err(error)) => Err(error),
         Err(elapsed) => Err(RpcError::new(ErrorCode::DeadlineExceeded, elapsed.to_string())),
