@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, oneshot};
 use uruk_base::Env;
+use uruk_tabletserver::server::parent;
 
 use crate::process::{Durability, Ready};
 
@@ -353,7 +354,7 @@ impl Keeper {
                 }
                 status = running.child.wait() => status,
             };
-            let how = status.map_or_else(|error| error.to_string(), describe_exit);
+            let how = status.map_or_else(|error| error.to_string(), parent::describe);
             let _ = self.events.send(ClusterEvent::Died { name: name.clone(), pid: running.info.pid, how });
             if !self.restart {
                 if let Ok(done) = stop.await {
@@ -396,15 +397,5 @@ impl Keeper {
             let _ = running.child.start_kill();
             let _ = running.child.wait().await;
         }
-    }
-}
-
-/// "killed by signal 9", "exited with code 1".
-pub fn describe_exit(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.signal(), status.code()) {
-        (Some(signal), _) => format!("killed by signal {signal}"),
-        (None, Some(code)) => format!("exited with code {code}"),
-        (None, None) => "ended".to_owned(),
     }
 }

@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-macro_rules! id {
+/// Defines ids: newtypes of `u64` that show as a prefix and the number. The caller's module imports
+/// `std::fmt` and serde's two derives.
+#[macro_export]
+macro_rules! define_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
@@ -18,19 +21,19 @@ macro_rules! id {
     };
 }
 
-id!(
+define_id!(
     /// A table, for ever: a table made again under the same name has another id.
     TableId, "table-");
-id!(
+define_id!(
     /// A column family; 0 is never issued.
     FamilyId, "family-");
-id!(
+define_id!(
     /// A tablet; its range never changes (a split or merge makes new tablets).
     TabletId, "tablet-");
-id!(
+define_id!(
     /// One incarnation of a tablet server; also the id of its commit log. 0 means none.
     ServerId, "server-");
-id!(
+define_id!(
     /// Raised by every assignment of a tablet.
     Epoch, "epoch-");
 

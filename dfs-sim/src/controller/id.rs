@@ -3,31 +3,18 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use uruk_proto::define_id;
 
-macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-        pub struct $name(pub u64);
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!($prefix, "{}"), self.0)
-            }
-        }
-    };
-}
-
-id!(
+define_id!(
     /// A chunk server: bound to the identity of its data folder, so a lost disk is another server.
     ChunkServerId, "chunkserver-");
-id!(
+define_id!(
     /// An immutable piece of a file.
     ChunkId, "chunk-");
-id!(
+define_id!(
     /// A piece of a commit log.
     SegmentId, "segment-");
-id!(
+define_id!(
     /// The writing of one file, from BeginPut to CommitPut.
     PutId, "put-");
 

@@ -129,7 +129,8 @@ async fn stop(env: &Env, child: &mut Child, patience: Duration) -> Result<ExitSt
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+/// "killed by signal 9", "exited with code 1".
+pub fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exited with code {code}"),
