@@ -12,6 +12,7 @@ pub mod data_folder;
 pub mod disk;
 mod env;
 pub mod metrics;
+pub mod planted;
 pub mod random;
 pub mod rpc;
 pub mod task;
