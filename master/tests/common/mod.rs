@@ -295,7 +295,7 @@ impl FakeServer {
 async fn renew(shared: Arc<FakeShared>, every: Duration) {
     loop {
         let load = ServerLoad { pinned_files: shared.pinned.lock().clone(), ..ServerLoad::default() };
-        let request = RenewLeaseRequest { server_id: shared.id, load: Some(load), draining: false };
+        let request = RenewLeaseRequest { server_id: shared.id, load: Some(load), ..Default::default() };
         let answer = shared.env.clock.timeout(Duration::from_secs(1), shared.master.clone().renew_lease(request)).await;
         if let Ok(Ok(response)) = answer
             && !response.into_inner().granted
@@ -323,6 +323,7 @@ async fn flush(shared: &Arc<FakeShared>, row: MetaRow) {
         remove: row.groups.iter().flat_map(|group| &group.files).map(|file| file.path.clone()).collect(),
         add: vec![LocalityGroupFiles { locality_group: 0, files: vec![file] }],
         logs_done: row.needed_logs.iter().copied().filter(|log| *log != shared.id).collect(),
+        ..CommitFilesRequest::default()
     };
     let committed = shared.call(|mut master| {
         let request = request.clone();
@@ -393,7 +394,7 @@ impl TabletServerControl for Control {
             let shared = self.0.clone();
             self.0.env.tasks.spawn("fake close", async move {
                 shared.rows.lock().remove(&tablet.tablet_id);
-                let request = TabletReleasedRequest { server_id: shared.id, tablet: Some(tablet) };
+                let request = TabletReleasedRequest { server_id: shared.id, tablet: Some(tablet), ..Default::default() };
                 let released = shared.call(|mut master| async move { master.tablet_released(request).await });
                 released.await.expect("released");
             });

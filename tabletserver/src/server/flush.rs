@@ -221,12 +221,11 @@ impl Server {
             server_id: self.incarnation.server_id.0,
             tablet: Some(tablet.key()),
             schema_version: tablet.store.schema().version,
-            command: 0,
             flushed_seq: work.upto.0,
             memory_file,
-            remove: Vec::new(),
             add: groups,
             logs_done: work.logs_done.clone(),
+            ..CommitFilesRequest::default()
         };
         Ok((request, paths.into_inner()))
     }
