@@ -1,5 +1,7 @@
 //! The fence of a replica: step 3 of sealing (I3, I4, I5).
 
+use uruk_base::planted::{Planted, is_planted};
+
 use super::{Content, Replica, SEALING};
 use crate::chunkserver::error::StoreError;
 use crate::format::replica_file::{DATA_OFFSET, Mode, Origin, ReplicaMeta};
@@ -20,6 +22,10 @@ impl Replica {
     /// Stops appends for ever, stores `r`, and answers with the length that this replica vouches for.
     /// A lower `r` than seen is refused; the same one gets the same answer.
     pub(in crate::chunkserver) async fn fence(&self, r: u64) -> Result<FenceAnswer, StoreError> {
+        if r == 0 && is_planted(Planted::UnfencedReplica) {
+            let content = self.content.lock().await;
+            return Ok(self.answer(&content, self.length(), content.sums.total()));
+        }
         if r == 0 || r == SEALING {
             return Err(StoreError::Invalid(format!("fence {r}")));
         }
@@ -36,14 +42,28 @@ impl Replica {
             return Err(StoreError::Fenced { segment: self.id, fence: content.fence_wanted });
         }
         content.fence_wanted = r;
-        self.settle(&mut content).await?;
-        let length = self.length();
+        let (length, crc) = if is_planted(Planted::AckAfterFence) {
+            self.durable_so_far(&content).await?
+        } else {
+            self.settle(&mut content).await?;
+            (self.length(), content.sums.total())
+        };
         let meta = content.meta.clone().unwrap_or_else(|| self.new_meta(Origin::Member));
         if meta.fence != r || meta.fence_length != length || content.meta.is_none() {
             self.store_meta(&mut content, ReplicaMeta { fence: r, fence_length: length, ..meta }).await?;
         }
-        self.close(&mut content);
-        Ok(self.answer(&content, length, content.sums.total()))
+        if !is_planted(Planted::FenceNotChecked) {
+            self.close(&mut content);
+        }
+        Ok(self.answer(&content, length, crc))
+    }
+
+    /// What a fence answers that does not wait for the sync under way ([`Planted::AckAfterFence`]).
+    async fn durable_so_far(&self, content: &Content) -> Result<(u64, u32), StoreError> {
+        let length = *self.acked.borrow();
+        let Some(file) = content.file.as_ref().filter(|_| length > 0) else { return Ok((0, crc32fast::hash(&[]))) };
+        let bytes = file.read_at(DATA_OFFSET, length as usize).await.map_err(StoreError::io(&self.log_path()))?;
+        Ok((length, crc32fast::hash(&bytes)))
     }
 
     fn answer(&self, content: &Content, length: u64, crc: u32) -> FenceAnswer {

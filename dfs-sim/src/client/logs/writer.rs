@@ -21,6 +21,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use uruk_base::commit_log::{LogError, LogId, LogWriter, Lsn, SealedLog};
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::dfs::{LogInfo, SegmentInfo, segment_info};
 
 use self::task::WriterTask;
@@ -81,7 +82,8 @@ fn open_segment(log: &LogInfo, index: Option<u32>) -> Option<&SegmentInfo> {
     let segment = log.segments.last()?;
     let open = matches!(segment.state, Some(segment_info::State::Open(_)));
     let quorum_exists = (1..=segment.members.len()).contains(&(segment.ack_quorum as usize));
-    (open && quorum_exists && !log.closed && index.is_none_or(|i| i == segment.index)).then_some(segment)
+    let ended = log.closed && !is_planted(Planted::SegmentAfterClosing);
+    (open && quorum_exists && !ended && index.is_none_or(|i| i == segment.index)).then_some(segment)
 }
 
 fn patience(shared: &Shared) -> Patience {

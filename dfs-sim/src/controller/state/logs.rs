@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use uruk_base::commit_log::LogId;
+use uruk_base::planted::{Planted, is_planted};
 
 use super::ControllerState;
 use crate::controller::command::{Applied, LogDurability, Outcome, Refusal, Reply, RollSegment, SegmentPlan};
@@ -196,6 +197,11 @@ impl ControllerState {
             None => return Err(Refusal::NoSuchSegment { log: id, index }),
             Some(segment) => match segment.state {
                 SegmentState::Open if !log.closed => segment.base,
+                SegmentState::Open | SegmentState::Recovering { .. } | SegmentState::Sealed { .. }
+                    if !rolled_before && is_planted(Planted::SegmentAfterClosing) =>
+                {
+                    segment.base
+                }
                 SegmentState::Sealed { length: sealed, .. } if rolled_before && sealed == length => {
                     return Ok(Applied::default());
                 }
@@ -215,7 +221,9 @@ impl ControllerState {
         log.next_index += 1;
         log.segments.insert(index + 1, next_segment);
         let sealed = log.segments.get_mut(&index).expect("looked up above");
-        sealed.state = SegmentState::Sealed { length, crc };
+        if sealed.state == SegmentState::Open {
+            sealed.state = SegmentState::Sealed { length, crc };
+        }
         Ok(Applied { outcome: Outcome::Done, touched: vec![PieceId::Segment(sealed.id)] })
     }
 

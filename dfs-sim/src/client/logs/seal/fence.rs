@@ -8,6 +8,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use uruk_base::Moment;
 use uruk_base::commit_log::{LogError, LogId};
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::RpcError;
 use uruk_proto::dfs::{FenceRequest, FenceResponse, LogInfo, Member, SegmentInfo};
 
@@ -133,6 +134,7 @@ async fn ask(
     member: &Member,
     recovery: u64,
 ) -> (MemberIndex, Said) {
+    let recovery = if index > 0 && is_planted(Planted::UnfencedReplica) { 0 } else { recovery };
     let request = FenceRequest { segment_id, server_id: member.server_id, recovery };
     let mut server = shared.chunk_server(&member.address, Lane::Log);
     let limit = Duration::from_millis(shared.config.seal_attempt_ms);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use uruk_base::Moment;
 use uruk_base::commit_log::{LogError, LogId};
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::ErrorCode;
 use uruk_proto::dfs::{RollSegmentRequest, SegmentInfo};
 
@@ -42,7 +43,9 @@ pub async fn roll(
             })
             .await;
         let error = match rolled {
-            Ok(answer) if answer.closed => return Err(LogError::Fenced(id)),
+            Ok(answer) if answer.closed && !is_planted(Planted::SegmentAfterClosing) => {
+                return Err(LogError::Fenced(id));
+            }
             Ok(answer) => {
                 return open_segment(&answer, Some(request.index + 1)).cloned().ok_or_else(|| {
                     LogError::Indeterminate(id, format!("no segment {} after a roll", request.index + 1))
