@@ -188,6 +188,14 @@ pub(crate) fn check_qualifier(qualifier: &[u8]) -> Result<()> {
     Err(Error::invalid(format!("qualifier of {} bytes; the limit is {}", qualifier.len(), limits::QUALIFIER_BYTES_MAX)))
 }
 
+/// Whether mutations of so many bytes fit one write.
+pub(crate) fn check_row_write(bytes: usize) -> Result<()> {
+    if bytes <= limits::ROW_WRITE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("row write of {bytes} bytes or more; the limit is {}", limits::ROW_WRITE_BYTES_MAX)))
+}
+
 /// Checks a row's mutations and packs them.
 pub(crate) fn pack(schema: &TableSchema, mutations: &[Mutation]) -> Result<Bytes> {
     if mutations.is_empty() {
@@ -200,10 +208,12 @@ pub(crate) fn pack(schema: &TableSchema, mutations: &[Mutation]) -> Result<Bytes
             limits::MUTATIONS_PER_ROW_MAX
         )));
     }
-    let mut out = Vec::with_capacity(mutations.iter().map(Mutation::bytes).sum());
+    let bytes: usize = mutations.iter().map(Mutation::bytes).sum();
+    let mut out = Vec::with_capacity(bytes.min(limits::ROW_WRITE_BYTES_MAX));
     for mutation in mutations {
         mutation.check()?;
         mutation.to_packed(schema)?.put(&mut out);
+        check_row_write(out.len())?;
     }
     Ok(out.into())
 }
@@ -240,6 +250,18 @@ mod tests {
             |name: &str, id| Family { name: name.to_owned(), id: FamilyId(id), gc: GcRule::KeepAll, locality_group: 0 };
         let families = vec![family("a", first_family), family("b", first_family + 1)];
         TableSchema { id: TableId(id), name: "t".into(), version: 1, families }
+    }
+
+    #[test]
+    fn more_than_a_message_takes_is_refused_by_name_of_the_limit() {
+        let value = Bytes::from(vec![0; 50 << 20]);
+        let set = |qualifier: &'static str| Mutation::set("a", qualifier, value.clone());
+        let schema = schema(1, 7);
+        assert_eq!(pack(&schema, &[set("x"), set("y")]).unwrap().len() >> 20, 100);
+        let error = pack(&schema, &[set("x"), set("y"), set("z")]).unwrap_err();
+        assert!(error.to_string().contains("the limit is 125829120"), "{error}");
+        let error = pack(&schema, &[Mutation::set("a", "x", vec![0; (100 << 20) + 1])]).unwrap_err();
+        assert!(error.to_string().contains("the limit is 104857600"), "{error}");
     }
 
     #[test]

@@ -25,7 +25,8 @@ use crate::idempotency::{Ticket, runs};
 use crate::locate::Wanted;
 use crate::location::Location;
 use crate::mutation::{
-    Mutation, ReadModifyWriteRule, RowMutation, RuleKind, check_qualifier, check_row_key, family_id, pack, repack,
+    Mutation, ReadModifyWriteRule, RowMutation, RuleKind, check_qualifier, check_row_key, check_row_write, family_id,
+    pack, repack,
 };
 use crate::read::join;
 use crate::retry::{Attempts, Effect, Failure};
@@ -117,7 +118,9 @@ impl Table {
         };
         let build = |schema: &TableSchema| {
             predicate.to_message(schema)?;
-            Ok((pack_branch(schema, &if_matched)?, pack_branch(schema, &otherwise)?))
+            let branches = (pack_branch(schema, &if_matched)?, pack_branch(schema, &otherwise)?);
+            check_row_write(branches.0.len() + branches.1.len())?;
+            Ok(branches)
         };
         let ((if_matched, otherwise), packed_for) = self.with_schema(build).await?;
         let key = Bytes::copy_from_slice(key);
@@ -428,8 +431,13 @@ fn row_error(error: RowError) -> RpcError {
 
 fn rule_messages(schema: &TableSchema, rules: &[ReadModifyWriteRule]) -> Result<Vec<RuleMessage>> {
     let mut messages = Vec::with_capacity(rules.len());
+    let mut bytes = 0;
     for rule in rules {
         check_qualifier(&rule.qualifier)?;
+        if let RuleKind::Append(value) = &rule.rule {
+            bytes += value.len();
+            check_row_write(bytes)?;
+        }
         let kind = match &rule.rule {
             RuleKind::Append(value) if value.len() > limits::VALUE_BYTES_MAX => {
                 return Err(Error::invalid(format!(

@@ -6,6 +6,8 @@ pub const ROW_KEY_BYTES_MAX: usize = 4 << 10;
 pub const QUALIFIER_BYTES_MAX: usize = 16 << 10;
 /// Largest cell value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 100 << 20;
+/// Most bytes of one row's mutations in one write: they come in one message, with little else.
+pub const ROW_WRITE_BYTES_MAX: usize = 120 << 20;
 /// Most mutations in one row write.
 pub const MUTATIONS_PER_ROW_MAX: usize = 100_000;
 /// Longest family name, in bytes.

@@ -36,6 +36,13 @@ pub struct Submission {
     pub record: Record,
     /// The rows' mutations, unpacked, one list for each row of the record.
     pub mutations: Vec<Vec<Mutation>>,
+    /// What its caller gets back once it is published; None for a piece that is not the last.
+    pub end: Option<SubmissionEnd>,
+}
+
+/// What is given back when a record is published.
+#[derive(Debug)]
+pub struct SubmissionEnd {
     /// Held until it is published.
     pub latches: Option<Arc<Latched>>,
     /// Room in the queue.
@@ -181,14 +188,13 @@ impl CommitLog {
 
     /// What waits, packed into one frame.
     fn drain(&self) -> Option<(BytesMut, Vec<Submission>)> {
-        let mut taken = Vec::new();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
         {
             let mut queue = self.queue.lock();
-            let mut bytes = 0;
             while bytes < self.limits.frame_bytes
                 && let Some(submission) = queue.pop_front()
             {
-                bytes += submission.permit.bytes;
+                bytes += submission.record.bytes_max();
                 taken.push(submission);
             }
             if !queue.is_empty() {
@@ -198,7 +204,6 @@ impl CommitLog {
         if taken.is_empty() {
             return None;
         }
-        let bytes: usize = taken.iter().map(|submission| submission.record.bytes_max()).sum();
         let mut frame = BytesMut::with_capacity(bytes + 1);
         start_frame(&mut frame);
         for submission in &taken {
@@ -217,7 +222,11 @@ impl CommitLog {
 fn apply(frame: Frame) -> u64 {
     let mut bytes = 0;
     for submission in frame.submissions {
-        let Submission { tablet, record, mutations, latches, permit, done } = submission;
+        let Submission { tablet, record, mutations, end } = submission;
+        let Some(SubmissionEnd { latches, permit, done }) = end else {
+            tablet.note_piece(frame.start);
+            continue;
+        };
         bytes += permit.bytes as u64;
         // 2. Visible second.
         tablet.apply(&record, mutations, frame.start);

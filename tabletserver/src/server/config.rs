@@ -8,6 +8,10 @@ use crate::engine::EngineConfig;
 
 /// Most bytes that a commit log takes as one record.
 const LOG_RECORD_BYTES_MAX: usize = 64 << 20;
+/// Most bytes of a call's answer that a tablet remembers; it goes into the log in one piece.
+pub const RESULT_BYTES_MAX: usize = 16 << 20;
+/// Most bytes of a record besides its rows and its result.
+pub const RECORD_OVERHEAD_BYTES: usize = 128;
 
 /// Settings of one launch of a tablet server.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -35,7 +39,7 @@ pub struct TabletServerConfig {
     pub memtable_bytes_hard: u64,
     /// Most bytes of the own log that may be unflushed: what bounds recovery.
     pub unflushed_log_bytes_max: u64,
-    /// Largest piece of work that goes into the log as one record.
+    /// Largest record in the log, results apart; a larger row is cut into several.
     pub record_bytes_max: usize,
     /// A frame takes further records while it is smaller than this.
     pub frame_bytes: usize,
@@ -77,7 +81,7 @@ impl Default for TabletServerConfig {
             memtable_bytes_soft: 192 << 20,
             memtable_bytes_hard: 384 << 20,
             unflushed_log_bytes_max: 256 << 20,
-            record_bytes_max: 32 << 20,
+            record_bytes_max: 8 << 20,
             frame_bytes: 1 << 20,
             frames_in_flight_max: 4,
             log_queue_bytes_max: 128 << 20,
@@ -118,13 +122,13 @@ impl TabletServerConfig {
                 "is not above memtable_bytes_soft",
             ),
             (self.unflushed_log_bytes_max > 0, "unflushed_log_bytes_max", "is 0"),
-            (self.record_bytes_max >= 1 << 10, "record_bytes_max", "is below 1 KiB"),
+            (self.record_bytes_max >= 8 << 10, "record_bytes_max", "is below 8 KiB"),
             (self.frame_bytes > 0, "frame_bytes", "is 0"),
             (
                 // A frame that is nearly full may still take one record.
-                self.frame_bytes + self.record_bytes_max + (1 << 10) <= LOG_RECORD_BYTES_MAX,
+                self.frame_bytes + self.record_bytes_max + RESULT_BYTES_MAX + (1 << 10) <= LOG_RECORD_BYTES_MAX,
                 "record_bytes_max",
-                "and frame_bytes together are above 64 MiB",
+                "and frame_bytes together are above 47 MiB",
             ),
             ((1..=64).contains(&self.frames_in_flight_max), "frames_in_flight_max", "is not within 1 and 64"),
             (self.log_queue_bytes_max >= self.record_bytes_max, "log_queue_bytes_max", "is below record_bytes_max"),

@@ -275,7 +275,7 @@ mod tests {
     use proptest::prelude::*;
     use uruk_proto::TabletId;
 
-    use super::super::record::RowWrite;
+    use super::super::record::{Piece, RowWrite};
     use super::*;
 
     const RETENTION: Duration = Duration::from_secs(600);
@@ -294,6 +294,7 @@ mod tests {
             timestamp: NOW,
             call: Some(call),
             result: None,
+            piece: Piece::Whole,
             rows: offsets.iter().map(row).collect(),
         }
     }

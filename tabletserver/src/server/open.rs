@@ -23,7 +23,7 @@ use super::Server;
 use super::memory::Memory;
 use super::record::{RawRecord, Record};
 use super::recovery_file::{FOOTER_BYTES, SliceRef, parse_footer, parse_index, parse_slice};
-use super::replay;
+use super::replay::{self, Pieces};
 use super::tablet::{Tablet, TabletState, apply_rows};
 use crate::engine::TabletStore;
 
@@ -178,8 +178,10 @@ async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: M
 
 fn apply(store: &TabletStore, mut memory: Memory, records: Vec<RawRecord>) -> Result<Memory, OpenError> {
     let damaged = |error: uruk_proto::DecodeError| OpenError::Damaged(format!("recovered log: {error}"));
+    let mut pieces = Pieces::default();
     for raw in records {
         let record = Record::parse(raw.body).map_err(damaged)?;
+        let Some(record) = pieces.join(record).map_err(OpenError::Damaged)? else { continue };
         let rows = record.rows.iter().map(|row| mutation::unpack(row.mutations.clone()));
         let mutations = rows.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
         let count: usize = mutations.iter().map(Vec::len).sum();

@@ -6,7 +6,9 @@
 //!
 //! Invariants: (1) `first <= last` and both have the same epoch; (2) the records of one tablet and
 //! epoch are consecutive: `next.first == last + 1`, and the first of an epoch has counter 1;
-//! (3) a record without rows still takes one SeqNo, so that a remembered result has its place.
+//! (3) a record without rows still takes one SeqNo, so that a remembered result has its place; (4) a
+//! row too large for one record is cut into pieces, consecutive records of which only the last counts:
+//! without it the others are as good as not written.
 
 use bytes::{Bytes, BytesMut};
 
@@ -19,6 +21,8 @@ pub const FRAME_VERSION: u8 = 1;
 pub const FIRST_COUNTER: u64 = 1;
 const HAS_CALL: u8 = 1;
 const HAS_RESULT: u8 = 2;
+const GOES_ON: u8 = 4;
+const GOES_ON_FROM_BEFORE: u8 = 8;
 
 /// Which client's call a record belongs to (RIFL).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +48,39 @@ pub struct RowWrite {
     pub mutations: Bytes,
 }
 
+/// Whether a record stands for itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Piece {
+    /// It does.
+    Whole,
+    /// Its only row's mutations begin here and go on in the next record.
+    First,
+    /// They come from the record before and go on in the next one.
+    Middle,
+    /// They come from the record before and end here.
+    Last,
+}
+
+impl Piece {
+    fn flags(self) -> u8 {
+        match self {
+            Piece::Whole => 0,
+            Piece::First => GOES_ON,
+            Piece::Middle => GOES_ON | GOES_ON_FROM_BEFORE,
+            Piece::Last => GOES_ON_FROM_BEFORE,
+        }
+    }
+
+    fn from_flags(flags: u8) -> Piece {
+        match (flags & GOES_ON != 0, flags & GOES_ON_FROM_BEFORE != 0) {
+            (false, false) => Piece::Whole,
+            (true, false) => Piece::First,
+            (true, true) => Piece::Middle,
+            (false, true) => Piece::Last,
+        }
+    }
+}
+
 /// One piece of work on one tablet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
@@ -59,6 +96,8 @@ pub struct Record {
     pub call: Option<Call>,
     /// What the call answered, when that must be remembered.
     pub result: Option<Bytes>,
+    /// Whether it stands for itself.
+    pub piece: Piece,
     /// The rows, each atomic.
     pub rows: Vec<RowWrite>,
 }
@@ -75,8 +114,9 @@ impl Record {
         put_varint(out, self.first.0);
         put_varint(out, self.last.0 - self.first.0);
         put_varint(out, self.timestamp as u64);
-        let flags = if self.call.is_some() { HAS_CALL } else { 0 } | if self.result.is_some() { HAS_RESULT } else { 0 };
-        out.extend_from_slice(&[flags]);
+        let call = if self.call.is_some() { HAS_CALL } else { 0 };
+        let result = if self.result.is_some() { HAS_RESULT } else { 0 };
+        out.extend_from_slice(&[call | result | self.piece.flags()]);
         if let Some(call) = &self.call {
             put_varint(out, call.client);
             put_varint(out, call.sequence);
@@ -109,9 +149,10 @@ impl Record {
         let (tablet, first, last) = read_identity(&mut reader)?;
         let timestamp = reader.varint()? as i64;
         let flags = reader.u8()?;
-        if flags & !(HAS_CALL | HAS_RESULT) != 0 {
+        if flags & !(HAS_CALL | HAS_RESULT | GOES_ON | GOES_ON_FROM_BEFORE) != 0 {
             return Err(reader.error("unknown flags"));
         }
+        let piece = Piece::from_flags(flags);
         let call = if flags & HAS_CALL != 0 { Some(read_call(&mut reader)?) } else { None };
         let result = if flags & HAS_RESULT != 0 { Some(reader.bytes()?) } else { None };
         let count = reader.varint()?;
@@ -123,7 +164,10 @@ impl Record {
         if !reader.is_at_end() {
             return Err(reader.error("bytes after the last row"));
         }
-        Ok(Record { tablet, first, last, timestamp, call, result, rows })
+        if piece != Piece::Whole && rows.len() != 1 {
+            return Err(reader.error("a piece of no row, or of several"));
+        }
+        Ok(Record { tablet, first, last, timestamp, call, result, piece, rows })
     }
 }
 
@@ -212,15 +256,18 @@ mod tests {
         });
         let seq = (0..SeqNo::EPOCH_MAX, 0..SeqNo::COUNTER_MAX - 1000)
             .prop_map(|(epoch, counter)| SeqNo::new(Epoch(epoch), counter).unwrap());
-        let extras = (prop::option::of(call), prop::option::of(bytes(30)), prop::collection::vec(row, 0..5));
+        let pieces = prop_oneof![Just(Piece::Whole), Just(Piece::First), Just(Piece::Middle), Just(Piece::Last)];
+        let rows = prop::collection::vec(row, 0..5);
+        let extras = (prop::option::of(call), prop::option::of(bytes(30)), rows, pieces);
         (any::<u64>(), seq, 0u64..1000, any::<i64>(), extras).prop_map(
-            |(tablet, first, more, timestamp, (call, result, rows))| Record {
+            |(tablet, first, more, timestamp, (call, result, rows, piece))| Record {
                 tablet: TabletId(tablet),
                 first,
                 last: SeqNo(first.0 + more),
                 timestamp,
                 call,
                 result,
+                piece: if rows.len() == 1 { piece } else { Piece::Whole },
                 rows,
             },
         )
@@ -272,6 +319,7 @@ mod tests {
             timestamp: 0,
             call: None,
             result: None,
+            piece: Piece::Whole,
             rows: vec![],
         };
         assert_eq!(parse_frame(frame(&[record])).unwrap_err().why, "record spans two epochs");

@@ -127,7 +127,7 @@ mod tests {
     use proptest::prelude::*;
     use uruk_proto::SeqNo;
 
-    use super::super::record::{Record, parse_frame, start_frame};
+    use super::super::record::{Piece, Record, parse_frame, start_frame};
     use super::*;
 
     fn raw(tablet: u64, first: u64, payload: usize) -> RawRecord {
@@ -138,6 +138,7 @@ mod tests {
             timestamp: 1,
             call: None,
             result: Some(vec![7; payload].into()),
+            piece: Piece::Whole,
             rows: vec![],
         };
         let mut frame = BytesMut::new();

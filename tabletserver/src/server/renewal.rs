@@ -70,7 +70,8 @@ fn hint_at_silence<F>(server: &Server, in_flight: &FuturesUnordered<F>) {
 
 async fn renew(server: &Server, timeout: Duration) -> (Moment, Result<RenewLeaseResponse, RpcError>) {
     let load = load::report(server);
-    let request = RenewLeaseRequest { server_id: server.incarnation.server_id.0, load: Some(load), ..Default::default() };
+    let request =
+        RenewLeaseRequest { server_id: server.incarnation.server_id.0, load: Some(load), ..Default::default() };
     let sent = server.env.clock.now();
     let address = server.masters.current();
     let mut client = server.masters.client(&address);

@@ -3,9 +3,10 @@
 //! Invariants: (1) what is flushed already is skipped; (2) a record found in two files is taken once;
 //! (3) a gap, an overlap or two different records at one SeqNo is an error, never skipped over.
 
+use bytes::BytesMut;
 use uruk_proto::SeqNo;
 
-use super::record::{FIRST_COUNTER, RawRecord};
+use super::record::{FIRST_COUNTER, Piece, RawRecord, Record};
 
 /// The recovered records do not make a whole.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -53,10 +54,51 @@ pub fn merge(mut records: Vec<RawRecord>, flushed: SeqNo) -> Result<Vec<RawRecor
     Ok(kept)
 }
 
+/// Joins the pieces of rows that are too large for one record.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    /// Mutations so far, and the SeqNo of the piece before.
+    begun: Option<(BytesMut, SeqNo)>,
+}
+
+impl Pieces {
+    /// The record to apply: `record` itself, or with all of its row's mutations when it is the last
+    /// piece. Pieces whose last one is missing are dropped: a crash came before it.
+    pub fn join(&mut self, mut record: Record) -> Result<Option<Record>, String> {
+        let begun = self.begun.take();
+        match (record.piece, begun) {
+            (Piece::Whole, None) => Ok(Some(record)),
+            (Piece::Whole | Piece::First, Some((_, last))) if record.first.epoch() == last.epoch() => {
+                Err(format!("recovered log: {last} goes on in another record than {}", record.first))
+            }
+            (Piece::Whole, Some(_)) => Ok(Some(record)),
+            (Piece::First, _) => {
+                self.begun = Some((BytesMut::from(&record.rows[0].mutations[..]), record.last));
+                Ok(None)
+            }
+            (Piece::Middle | Piece::Last, Some((mut so_far, last))) if record.first.0 == last.0 + 1 => {
+                so_far.extend_from_slice(&record.rows[0].mutations);
+                if record.piece == Piece::Middle {
+                    self.begun = Some((so_far, record.last));
+                    return Ok(None);
+                }
+                record.rows[0].mutations = so_far.freeze();
+                record.piece = Piece::Whole;
+                Ok(Some(record))
+            }
+            (Piece::Middle | Piece::Last, _) => {
+                Err(format!("recovered log: the piece before {} is missing", record.first))
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
     use uruk_proto::{Epoch, TabletId};
+
+    use super::super::record::RowWrite;
 
     use super::*;
 
@@ -92,5 +134,50 @@ mod tests {
         assert_eq!(merge(vec![raw(1, 1, 3)], seq(1, 2)), conflict(seq(1, 1)), "flushed in the middle");
         assert_eq!(merge(vec![raw(1, 1, 3), raw(1, 2, 4)], SeqNo::ZERO), conflict(seq(1, 2)));
         assert_eq!(merge(vec![raw(1, 1, 3), raw(1, 1, 4)], SeqNo::ZERO), conflict(seq(1, 1)));
+    }
+
+    fn piece(epoch: u64, counter: u64, piece: Piece, mutations: &'static str) -> Record {
+        let row = RowWrite { offset: 0, row: "r".into(), mutations: mutations.into() };
+        Record {
+            tablet: TabletId(1),
+            first: seq(epoch, counter),
+            last: seq(epoch, counter),
+            timestamp: 0,
+            call: None,
+            result: None,
+            piece,
+            rows: vec![row],
+        }
+    }
+
+    fn join(records: Vec<Record>) -> Result<Vec<Bytes>, String> {
+        let mut pieces = Pieces::default();
+        let joined: Result<Vec<_>, _> = records.into_iter().map(|record| pieces.join(record)).collect();
+        Ok(joined?.into_iter().flatten().map(|record| record.rows[0].mutations.clone()).collect())
+    }
+
+    #[test]
+    fn pieces_are_joined_and_unfinished_ones_dropped() {
+        use Piece::*;
+        let whole =
+            vec![piece(1, 1, First, "a"), piece(1, 2, Middle, "b"), piece(1, 3, Last, "c"), piece(1, 4, Whole, "d")];
+        assert_eq!(join(whole), Ok(vec!["abc".into(), "d".into()]));
+        assert_eq!(join(vec![piece(1, 1, First, "a"), piece(2, 1, Whole, "b")]), Ok(vec!["b".into()]));
+        assert_eq!(join(vec![piece(1, 1, First, "a")]), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_missing_piece_is_noticed() {
+        use Piece::*;
+        for bad in [
+            vec![piece(1, 2, Last, "b")],
+            vec![piece(1, 1, Whole, "a"), piece(1, 2, Middle, "b")],
+            vec![piece(1, 1, First, "a"), piece(1, 2, Whole, "b")],
+            vec![piece(1, 1, First, "a"), piece(1, 2, First, "b")],
+            vec![piece(1, 1, First, "a"), piece(1, 3, Last, "b")],
+            vec![piece(1, 1, First, "a"), piece(2, 1, Last, "b")],
+        ] {
+            join(bad.clone()).expect_err(&format!("{bad:?}"));
+        }
     }
 }

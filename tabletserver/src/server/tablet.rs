@@ -57,6 +57,8 @@ pub struct Gate {
 struct Positions {
     /// Start of the first frame with a record that is applied but not frozen.
     active_since: Option<Lsn>,
+    /// Start of the first frame with a piece of a row whose last piece is still to come.
+    pieces_since: Option<Lsn>,
     /// Records of dead servers' logs were replayed and are not frozen.
     has_replayed: bool,
     /// Frozen and not committed as flushed, oldest first.
@@ -154,7 +156,12 @@ impl Tablet {
             is_corrupt: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             gate: Mutex::new(gate),
-            positions: Mutex::new(Positions { active_since: None, has_replayed, frozen: VecDeque::new() }),
+            positions: Mutex::new(Positions {
+                active_since: None,
+                pieces_since: None,
+                has_replayed,
+                frozen: VecDeque::new(),
+            }),
             published: watch::Sender::new(published),
             foreign_logs: Mutex::new(foreign_logs),
         }
@@ -207,11 +214,18 @@ impl Tablet {
     pub fn apply(&self, record: &Record, mutations: Vec<Vec<Mutation>>, frame_start: Lsn) {
         let mut positions = self.positions.lock();
         apply_rows(&self.store, record, mutations);
-        positions.active_since.get_or_insert(frame_start);
+        let since = positions.pieces_since.take().unwrap_or(frame_start);
+        positions.active_since.get_or_insert(since);
         self.store.publish(record.last);
         drop(positions);
         self.published.send_replace(record.last);
         self.traffic.writes.fetch_add(record.rows.len() as u64, Ordering::Relaxed);
+    }
+
+    /// A piece of a row is durable: the log is needed from there on, but nothing is visible before the
+    /// last piece, and no flush may cut between them.
+    pub fn note_piece(&self, frame_start: Lsn) {
+        self.positions.lock().pieces_since.get_or_insert(frame_start);
     }
 
     /// Waits until everything up to `seq` is published.
@@ -229,7 +243,8 @@ impl Tablet {
     /// The oldest position of the own log that it still needs.
     pub fn needs_log_from(&self) -> Option<Lsn> {
         let positions = self.positions.lock();
-        positions.frozen.iter().filter_map(|frozen| frozen.since).chain(positions.active_since).min()
+        let frozen = positions.frozen.iter().filter_map(|frozen| frozen.since);
+        frozen.chain(positions.active_since).chain(positions.pieces_since).min()
     }
 
     /// Whether dead servers' logs are still needed for it.

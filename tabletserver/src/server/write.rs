@@ -21,17 +21,15 @@ use uruk_proto::tablet::{
 use uruk_proto::{ErrorCode, RpcError, SeqNo};
 
 use super::Server;
-use super::commit_log::{QueuePermit, Submission};
+use super::commit_log::{QueuePermit, Submission, SubmissionEnd};
+use super::config::{RECORD_OVERHEAD_BYTES, RESULT_BYTES_MAX};
 use super::latch::Latched;
 use super::memory::{MemoryError, Seen};
 use super::read_modify_write;
-use super::record::{Call, Record};
-use super::tablet::Tablet;
+use super::record::{Call, Piece, Record, RowWrite};
+use super::tablet::{Gate, Tablet};
 use super::write_parse::{ParsedRow, parse_call, parse_mutations, parse_row, parse_row_key};
 use crate::engine::Filter;
-
-/// Bytes of a record besides its rows.
-const RECORD_OVERHEAD_BYTES: usize = 128;
 
 /// What became of an enqueued record.
 enum Ticket {
@@ -69,7 +67,7 @@ impl Server {
         let mut errors = Vec::new();
         let mut rows = Vec::with_capacity(request.entries.len());
         for (index, entry) in request.entries.into_iter().enumerate() {
-            match parse_row(index as u32, entry, &tablet, &schema, self.config.record_bytes_max) {
+            match parse_row(index as u32, entry, &tablet, &schema) {
                 Ok(row) => rows.push(row),
                 Err(error) => errors.push(row_error(index as u32, error)),
             }
@@ -139,24 +137,53 @@ impl Server {
     }
 
     /// Gives a record its numbers, its time and its place in the log, and remembers its call.
-    fn enqueue(&self, tablet: &Arc<Tablet>, gate: &mut super::tablet::Gate, batch: Batch) -> Result<Ticket, RpcError> {
+    fn enqueue(&self, tablet: &Arc<Tablet>, gate: &mut Gate, batch: Batch) -> Result<Ticket, RpcError> {
         let count: usize = batch.rows.iter().map(|row| row.mutations.len()).sum();
-        let (first, last) = gate.assign(tablet, count.max(1) as u64)?;
+        let (pieces, piece_bytes) = self.cut(&batch.rows);
+        let (first, last) = gate.assign(tablet, pieces + count.max(1) as u64)?;
         let timestamp = gate.memory.next_timestamp(self.env.clock.wall_micros());
-        let (writes, mutations) = batch.rows.into_iter().map(|row| (row.write, row.mutations)).unzip();
-        let record =
-            Record { tablet: tablet.id, first, last, timestamp, call: batch.call, result: batch.result, rows: writes };
+        let (mut rows, mutations): (Vec<RowWrite>, Vec<_>) =
+            batch.rows.into_iter().map(|row| (row.write, row.mutations)).unzip();
+        let whole = Record {
+            tablet: tablet.id,
+            first: SeqNo(first.0 + pieces),
+            last,
+            timestamp,
+            call: batch.call,
+            result: batch.result,
+            piece: if pieces == 0 { Piece::Whole } else { Piece::Last },
+            rows: Vec::new(),
+        };
+        for i in 0..pieces {
+            let number = SeqNo(first.0 + i);
+            let row = RowWrite { mutations: rows[0].mutations.split_to(piece_bytes), ..rows[0].clone() };
+            let record = Record {
+                tablet: tablet.id,
+                first: number,
+                last: number,
+                timestamp,
+                call: None,
+                result: None,
+                piece: if i == 0 { Piece::First } else { Piece::Middle },
+                rows: vec![row],
+            };
+            self.log.push(Submission { tablet: tablet.clone(), record, mutations: Vec::new(), end: None });
+        }
+        let record = Record { rows, ..whole };
         gate.memory.remember(&record);
         let (done, receiver) = oneshot::channel();
-        self.log.push(Submission {
-            tablet: tablet.clone(),
-            record,
-            mutations,
-            latches: batch.latches,
-            permit: batch.permit,
-            done,
-        });
+        let end = Some(SubmissionEnd { latches: batch.latches, permit: batch.permit, done });
+        self.log.push(Submission { tablet: tablet.clone(), record, mutations, end });
         Ok(Ticket::Enqueued(receiver))
+    }
+
+    /// How many pieces go ahead of the last one when a row is too large for one record, and their bytes.
+    fn cut(&self, rows: &[ParsedRow]) -> (u64, usize) {
+        let [row] = rows else { return (0, 0) };
+        let other_bytes = RECORD_OVERHEAD_BYTES + row.bytes() - row.write.mutations.len();
+        let piece_bytes = self.config.record_bytes_max - other_bytes;
+        // The last one is never empty.
+        ((row.write.mutations.len().saturating_sub(1) / piece_bytes) as u64, piece_bytes)
     }
 
     /// Waits until the write is published; the outcome is unknown if the incarnation ends first.
@@ -286,9 +313,7 @@ impl Server {
         let bytes = RECORD_OVERHEAD_BYTES
             + rows.iter().map(ParsedRow::bytes).sum::<usize>()
             + result.as_ref().map_or(0, Bytes::len);
-        if bytes > self.config.record_bytes_max {
-            return Err(super::write_parse::too_large(bytes, self.config.record_bytes_max));
-        }
+        check_result(result.as_ref())?;
         let permit = self.log.reserve(bytes)?;
         let batch = Batch { rows, call, result, latches: Some(Arc::new(latches)), permit };
         let ticket = tablet.with_gate(|gate| {
@@ -322,6 +347,18 @@ fn split_by_bytes(rows: Vec<ParsedRow>, bytes_max: usize) -> Vec<Vec<ParsedRow>>
     }
     groups.push(group);
     groups
+}
+
+/// Results are remembered for a while, in memory and in one record.
+fn check_result(result: Option<&Bytes>) -> Result<(), RpcError> {
+    match result.map(Bytes::len) {
+        Some(bytes) if bytes > RESULT_BYTES_MAX => {
+            let message =
+                format!("the new cells are {bytes} bytes; a read-modify-write makes {RESULT_BYTES_MAX} at most");
+            Err(RpcError::new(ErrorCode::InvalidArgument, message))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn settled() -> RpcError {

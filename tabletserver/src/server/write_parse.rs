@@ -5,7 +5,7 @@ use uruk_proto::cell_batch::Cell;
 use uruk_proto::mutation::{self, Mutation};
 use uruk_proto::schema::{TableSchema, validate_row_key};
 use uruk_proto::tablet::{IdempotencyKey, RowMutations};
-use uruk_proto::{ErrorCode, FamilyId, RpcError};
+use uruk_proto::{ErrorCode, FamilyId, RpcError, limits};
 
 use super::record::{Call, RowWrite};
 use super::tablet::Tablet;
@@ -72,13 +72,10 @@ pub fn parse_row(
     entry: RowMutations,
     tablet: &Tablet,
     schema: &TableSchema,
-    bytes_max: usize,
 ) -> Result<ParsedRow, RpcError> {
     let row = parse_row_key(entry.row, tablet)?;
     let mutations = unpack(entry.mutations.clone(), schema)?;
-    let row = ParsedRow { write: RowWrite { offset, row, mutations: entry.mutations }, mutations };
-    let bytes = row.bytes() + 128;
-    if bytes > bytes_max { Err(too_large(bytes, bytes_max)) } else { Ok(row) }
+    Ok(ParsedRow { write: RowWrite { offset, row, mutations: entry.mutations }, mutations })
 }
 
 /// A row key that lies in the tablet.
@@ -104,6 +101,10 @@ fn unpack(packed: Bytes, schema: &TableSchema) -> Result<Vec<Mutation>, RpcError
     if packed.is_empty() {
         return Err(RpcError::new(ErrorCode::InvalidArgument, "No mutations provided"));
     }
+    if packed.len() > limits::ROW_WRITE_BYTES_MAX {
+        let message = format!("a row write of {} bytes; the limit is {}", packed.len(), limits::ROW_WRITE_BYTES_MAX);
+        return Err(RpcError::new(ErrorCode::InvalidArgument, message));
+    }
     let mutations =
         mutation::unpack(packed).map_err(|error| RpcError::new(ErrorCode::InvalidArgument, error.to_string()))?;
     let unknown = mutations.iter().filter_map(Mutation::family).find(|id| schema.family_by_id(*id).is_none());
@@ -117,10 +118,4 @@ fn unpack(packed: Bytes, schema: &TableSchema) -> Result<Vec<Mutation>, RpcError
 pub fn unknown_family(family: FamilyId, schema: &TableSchema) -> RpcError {
     let message = format!("Requested column family not found: {family} in table {}", schema.name);
     RpcError::new(ErrorCode::NotFound, message)
-}
-
-/// A write that no record can hold.
-pub fn too_large(bytes: usize, bytes_max: usize) -> RpcError {
-    let message = format!("a row write of {bytes} bytes; this server takes {bytes_max}");
-    RpcError::new(ErrorCode::InvalidArgument, message)
 }

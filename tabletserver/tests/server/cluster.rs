@@ -188,6 +188,8 @@ impl Host {
 
     pub fn client(&self) -> TabletServerClient<Channel> {
         TabletServerClient::new(self.channel.clone())
+            .max_decoding_message_size(rpc::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(rpc::MESSAGE_BYTES_MAX)
     }
 
     pub fn control(&self) -> TabletServerControlClient<Channel> {

@@ -69,6 +69,11 @@ impl MemoryLogs {
         });
     }
 
+    /// Acknowledges the first `frames` frames, and still holds the rest.
+    pub fn release_upto(&self, id: LogId, frames: usize) {
+        self.with(id, |log| log.tell(Ok(log.records[frames - 1].end)));
+    }
+
     /// Poisons the writer: nobody knows what became of what it held.
     pub fn break_with(&self, id: LogId, error: LogError) {
         self.with(id, |log| log.tell(Err(error)));
@@ -90,6 +95,14 @@ impl MemoryLogs {
     /// Overwrites a frame's bytes with garbage.
     pub fn corrupt_frame(&self, id: LogId, at: usize) {
         self.with(id, |log| log.records[at].payload = Bytes::from_static(b"\xffgarbage"));
+    }
+
+    /// Forgets all frames from `keep` on, as a crash may do with those that were not acknowledged.
+    pub fn truncate(&self, id: LogId, keep: usize) {
+        self.with(id, |log| {
+            log.records.truncate(keep);
+            log.end = log.records.last().map_or(Lsn(0), |record| record.end);
+        });
     }
 
     /// Forgets a frame altogether, as no store may.

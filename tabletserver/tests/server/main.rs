@@ -2,6 +2,7 @@
 
 mod cluster;
 mod idempotency;
+mod large;
 mod lease;
 mod logs;
 mod master;
