@@ -20,6 +20,7 @@ use tokio::sync::{Notify, oneshot};
 use uruk_base::Metrics;
 use uruk_base::commit_log::{LogError, LogWriter, Lsn};
 use uruk_base::metrics::Counter;
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::RpcError;
 use uruk_proto::mutation::Mutation;
 
@@ -168,7 +169,11 @@ impl CommitLog {
                 self.bytes.inc_by(payload.len() as u64);
                 match writer.append(payload.freeze()).await {
                     Ok(end) => {
-                        in_flight.push_back(Frame { start: log_end, end, submissions });
+                        let mut frame = Frame { start: log_end, end, submissions };
+                        if is_planted(Planted::VisibleBeforeDurable) {
+                            make_visible(&mut frame);
+                        }
+                        in_flight.push_back(frame);
                         log_end = end;
                         self.appended.store(end.0, Ordering::Release);
                     }
@@ -216,6 +221,13 @@ impl CommitLog {
     /// Drops what waits, at the end of the incarnation: its callers hear that the outcome is unknown.
     pub fn abandon(&self) {
         self.queue.lock().clear();
+    }
+}
+
+/// The planted bug: readers see what may still be lost. Applying it again adds nothing.
+fn make_visible(frame: &mut Frame) {
+    for submission in frame.submissions.iter_mut().filter(|submission| submission.end.is_some()) {
+        submission.tablet.apply(&submission.record, std::mem::take(&mut submission.mutations), frame.start);
     }
 }
 

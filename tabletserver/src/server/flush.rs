@@ -11,6 +11,7 @@ use futures::stream::FuturesUnordered;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use uruk_base::commit_log::Lsn;
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::master::CommitFilesRequest;
 use uruk_proto::{ErrorCode, RpcError, TabletId};
 
@@ -144,6 +145,9 @@ impl Server {
         }
         let Some(work) = tablet.start_flush() else { return Ok(FlushEnd::Clean) };
         let started = self.env.clock.now();
+        if is_planted(Planted::ReleasedAtFlushStart) {
+            self.commit_files(tablet, self.flush_request(tablet, &work)).await;
+        }
         let (request, files) = match self.write_flush(tablet, &work).await {
             Ok(written) => written,
             Err((error, files)) => {
@@ -217,17 +221,20 @@ impl Server {
             (Ok(memory_file), Ok(groups)) => (memory_file, groups),
             (Err(error), _) | (_, Err(error)) => return Err((error, paths.into_inner())),
         };
-        let request = CommitFilesRequest {
+        let request = CommitFilesRequest { memory_file, add: groups, ..self.flush_request(tablet, work) };
+        Ok((request, paths.into_inner()))
+    }
+
+    /// What a flush changes in the row, its files apart.
+    fn flush_request(&self, tablet: &Tablet, work: &FlushWork) -> CommitFilesRequest {
+        CommitFilesRequest {
             server_id: self.incarnation.server_id.0,
             tablet: Some(tablet.key()),
             schema_version: tablet.store.schema().version,
             flushed_seq: work.upto.0,
-            memory_file,
-            add: groups,
             logs_done: work.logs_done.clone(),
             ..CommitFilesRequest::default()
-        };
-        Ok((request, paths.into_inner()))
+        }
     }
 
     /// How long ago a tablet was opened last.

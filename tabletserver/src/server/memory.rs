@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::SeqNo;
 use uruk_proto::codec::{DecodeError, Reader, put_bytes, put_varint};
 
@@ -131,6 +132,9 @@ impl Memory {
 
     /// What is known of the client's call number `sequence`.
     pub fn seen(&self, client: u64, sequence: u64) -> Seen {
+        if is_planted(Planted::LateFirstAttempt) {
+            return Seen::New;
+        }
         let Some(known) = self.clients.get(&client) else { return Seen::New };
         if sequence < known.first_incomplete {
             return Seen::Settled;
@@ -145,6 +149,9 @@ impl Memory {
 
     /// Whether anything is known of `count` numbers from `sequence` on.
     pub fn seen_any(&self, client: u64, sequence: u64, count: u64) -> bool {
+        if is_planted(Planted::LateFirstAttempt) {
+            return false;
+        }
         let Some(known) = self.clients.get(&client) else { return false };
         let before = known.runs.range(..sequence.saturating_add(count)).next_back();
         sequence < known.first_incomplete || before.is_some_and(|(first, run)| first + run.count > sequence)

@@ -14,6 +14,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::master::{MetaRow, OpenTablet, RecoveredSegment, TabletFailedRequest, TabletKey, TabletsOpenedRequest};
 use uruk_proto::mutation;
 use uruk_proto::schema::TableSchema;
@@ -108,6 +109,9 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
             tracing::info!(tablet = %id, %epoch, published = %tablet.store.published(), ?took, "tablet is loaded");
             let tablet = Arc::new(tablet);
             if server.tablets.finish_opening(tablet.clone()) {
+                if is_planted(Planted::ServesBeforeOpened) {
+                    tablet.transition(&[TabletState::Loaded], TabletState::Open);
+                }
                 server.opened.lock().push(tablet);
                 server.wake_opened.notify_one();
             }
@@ -162,13 +166,13 @@ async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: M
     if last.epoch() >= Epoch(row.epoch) {
         return Err(damaged(&format!("{last} was written before epoch {}", row.epoch)));
     }
-    let memory = if records.is_empty() {
-        memory
+    let (memory, last) = if records.is_empty() {
+        (memory, last)
     } else {
         // Processor work: more at a time would only make the first tablets wait for the last.
         let _slot = server.replay_slots.acquire().await.expect("never closed");
         let store = store.clone();
-        server.env.tasks.blocking(move || apply(&store, memory, records)).await?
+        server.env.tasks.blocking(move || apply(&store, memory, records, last)).await?
     };
     store.publish(last);
     let own_log = server.incarnation.log_id().0;
@@ -176,12 +180,27 @@ async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: M
     Ok(Tablet::new(store, &row, memory, foreign_logs))
 }
 
-fn apply(store: &TabletStore, mut memory: Memory, records: Vec<RawRecord>) -> Result<Memory, OpenError> {
+/// Applies the records, of which `last` is the last number; tells up to which number all is applied.
+fn apply(
+    store: &TabletStore,
+    mut memory: Memory,
+    mut records: Vec<RawRecord>,
+    mut last: SeqNo,
+) -> Result<(Memory, SeqNo), OpenError> {
     let damaged = |error: uruk_proto::DecodeError| OpenError::Damaged(format!("recovered log: {error}"));
     let mut pieces = Pieces::default();
-    for raw in records {
+    let fresh = records.len();
+    if is_planted(Planted::ReplayedTwice) {
+        // As if an earlier attempt to open the tablet had got half way.
+        records.extend_from_within(..fresh.div_ceil(2));
+    }
+    for (i, raw) in records.into_iter().enumerate() {
         let record = Record::parse(raw.body).map_err(damaged)?;
-        let Some(record) = pieces.join(record).map_err(OpenError::Damaged)? else { continue };
+        let Some(mut record) = pieces.join(record).map_err(OpenError::Damaged)? else { continue };
+        if i >= fresh {
+            (record.first, record.last) = (SeqNo(last.0 + 1), SeqNo(last.0 + 1 + record.last.0 - record.first.0));
+            last = record.last;
+        }
         let rows = record.rows.iter().map(|row| mutation::unpack(row.mutations.clone()));
         let mutations = rows.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
         let count: usize = mutations.iter().map(Vec::len).sum();
@@ -191,7 +210,7 @@ fn apply(store: &TabletStore, mut memory: Memory, records: Vec<RawRecord>) -> Re
         memory.replay(&record);
         apply_rows(store, &record, mutations);
     }
-    Ok(memory)
+    Ok((memory, last))
 }
 
 async fn read_memory(server: &Server, row: &MetaRow) -> Result<Memory, OpenError> {

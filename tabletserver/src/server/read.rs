@@ -34,7 +34,7 @@ impl Server {
         self: &Arc<Self>,
         request: ReadRequest,
     ) -> Result<impl Stream<Item = Result<ReadResponse, Status>> + Send + use<>, RpcError> {
-        self.incarnation.check()?;
+        self.incarnation.check_read()?;
         let tablet = self.tablets.find(request.tablet.as_ref())?;
         tablet.check_readable()?;
         let full = |_| RpcError::overloaded("too many reads at once", self.config.overload_retry_ms);
@@ -63,7 +63,7 @@ impl Reading {
             }
         };
         // Before it is sent: while we read, the lease may have lapsed or the tablet may have gone.
-        self.server.incarnation.check()?;
+        self.server.incarnation.check_read()?;
         self.tablet.check_readable()?;
         let Some(batch) = batch else { return Ok(None) };
         self.tablet.traffic.reads.fetch_add(1, Ordering::Relaxed);

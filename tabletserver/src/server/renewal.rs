@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use uruk_base::Moment;
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::master::{RenewLeaseRequest, RenewLeaseResponse};
 use uruk_proto::{ErrorCode, RpcError};
 
@@ -32,7 +33,9 @@ pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
         let left = match server.incarnation.lease.status(now) {
             LeaseStatus::Waiting => renewal,
             LeaseStatus::Held(left) => left,
-            LeaseStatus::Lapsed => return server.incarnation.end(Ended::LeaseLost),
+            // Planted: it goes on as if it had a lease still, until a master says that it is dead.
+            LeaseStatus::Lapsed if is_planted(Planted::ReadWithoutLease) => renewal,
+            LeaseStatus::Lapsed => return server.incarnation.end_at_lapse(),
         };
         if now >= next_send && in_flight.len() < IN_FLIGHT_MAX {
             in_flight.push(renew(&server, lease));

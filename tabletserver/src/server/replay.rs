@@ -4,6 +4,7 @@
 //! (3) a gap, an overlap or two different records at one SeqNo is an error, never skipped over.
 
 use bytes::BytesMut;
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::SeqNo;
 
 use super::record::{FIRST_COUNTER, Piece, RawRecord, Record};
@@ -31,6 +32,11 @@ pub enum ReplayError {
 pub fn merge(mut records: Vec<RawRecord>, flushed: SeqNo) -> Result<Vec<RawRecord>, ReplayError> {
     records.retain(|record| record.last > flushed);
     records.sort_by_key(|record| record.first);
+    if is_planted(Planted::SeqNosReused) {
+        // Two records of one number: the first one counts, and nobody is the wiser.
+        records.dedup_by_key(|record| record.first);
+        return Ok(records);
+    }
     let mut last = flushed;
     let mut kept: Vec<RawRecord> = Vec::with_capacity(records.len());
     for record in records {

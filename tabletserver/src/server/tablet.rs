@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use uruk_base::commit_log::Lsn;
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::master::{MetaRow, TabletKey};
 use uruk_proto::mutation::{Mutation, SERVER_TIME};
 use uruk_proto::{Epoch, ErrorCode, RowRange, RpcError, SeqNo, TableId, TabletId};
@@ -255,6 +256,7 @@ impl Tablet {
     /// Freezes what is published, or takes up the oldest frozen set again. None when all is flushed.
     /// The caller holds `maintenance`.
     pub fn start_flush(&self) -> Option<FlushWork> {
+        let claimed = is_planted(Planted::FlushedAhead).then(|| self.gate.lock().last_assigned);
         // Under this lock nothing is applied: the watermark stands between two records.
         let mut positions = self.positions.lock();
         let logs_done = self.foreign_logs.lock().clone();
@@ -274,7 +276,8 @@ impl Tablet {
         }
         let oldest = positions.frozen.front().expect("just made sure");
         let token = self.store.frozen().into_iter().find(|token| token.upto() == oldest.upto);
-        Some(FlushWork { upto: oldest.upto, token, memory_changed: oldest.memory_changed, logs_done })
+        let upto = claimed.map_or(oldest.upto, |claimed| claimed.max(oldest.upto));
+        Some(FlushWork { upto, token, memory_changed: oldest.memory_changed, logs_done })
     }
 
     /// Takes over a committed row; `flushed` when a flush was part of it.
@@ -322,8 +325,9 @@ impl Gate {
 
     /// The next `count` SeqNos: first and last.
     pub fn assign(&mut self, tablet: &Tablet, count: u64) -> Result<(SeqNo, SeqNo), RpcError> {
-        let numbers = SeqNo::new(tablet.epoch, self.next_counter)
-            .zip(SeqNo::new(tablet.epoch, self.next_counter + count - 1))
+        let epoch = if is_planted(Planted::SeqNosReused) { Epoch(1) } else { tablet.epoch };
+        let numbers = SeqNo::new(epoch, self.next_counter)
+            .zip(SeqNo::new(epoch, self.next_counter + count - 1))
             .ok_or_else(|| tablet.unavailable("has used up its sequence numbers and must be assigned anew"))?;
         self.next_counter += count;
         self.last_assigned = numbers.1;

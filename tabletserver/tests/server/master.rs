@@ -34,6 +34,8 @@ pub struct State {
     pub owns_nothing: bool,
     /// CommitFiles is answered "unavailable" while set.
     pub hangs_commits: bool,
+    /// CommitFiles is answered "unavailable" once so many were taken.
+    pub commits_max: Option<usize>,
     pub commit_faults: VecDeque<Fault>,
     pub commits: Vec<CommitFilesRequest>,
     pub opened_calls: Vec<Vec<TabletKey>>,
@@ -170,7 +172,9 @@ impl MasterControl for FakeMaster {
     ) -> Result<Response<CommitFilesResponse>, Status> {
         let request = request.into_inner();
         let lost = || Status::unavailable("connection reset");
-        if self.with(|state| state.hangs_commits) {
+        let hangs =
+            |state: &mut State| state.hangs_commits || state.commits_max.is_some_and(|max| state.commits.len() >= max);
+        if self.with(hangs) {
             return Err(RpcError::new(ErrorCode::Unavailable, "no quorum").into());
         }
         self.with(|state| {
