@@ -11,6 +11,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use uruk_base::commit_log::{LogId, Lsn};
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::ServerId;
 
 use crate::command::Command;
@@ -55,7 +56,7 @@ pub async fn sweep(shared: &Shared) -> Outcome {
             let path = file.location.as_ref();
             // After the file was listed: see the module's header.
             let is_orphan = shared.consensus.read(|state| {
-                creator(path).is_some_and(|creator| state.is_dead(creator))
+                creator(path).is_some_and(|creator| state.is_dead(creator) || is_planted(Planted::CollectedUnnamed))
                     && !state.is_named(path)
                     && !state.deletions.entries().values().any(|queued| **queued == *path)
             });

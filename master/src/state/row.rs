@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::{Epoch, RowRange, SeqNo, ServerId, TableId, TabletId, master};
 
 use crate::command::{Reason, Refusal, TabletKey};
@@ -152,7 +153,8 @@ impl MetaRow {
     /// Refuses whoever is not the owner under this epoch.
     pub fn check_owner(&self, server: ServerId, key: TabletKey) -> Result<(), Refusal> {
         assert_eq!(self.tablet, key.tablet, "the row was looked up by its tablet");
-        if self.owner() == Some(server) && self.epoch == key.epoch {
+        let is_believed = is_planted(Planted::LateReport) && self.owner().is_some();
+        if self.owner() == Some(server) && self.epoch == key.epoch || is_believed {
             return Ok(());
         }
         let message =

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::ServerId;
 
 use super::row::{CloseKind, MetaRow, TabletState};
@@ -71,6 +72,13 @@ impl Servers {
         Some(&server.registration.address)
     }
 
+    /// The newest incarnation at the address of this one.
+    fn newest_there(&self, id: ServerId) -> ServerId {
+        let address = |server: &Server| server.registration.address.clone();
+        let there = self.by_id.get(&id).map(address);
+        self.by_id.values().rev().find(|server| Some(address(server)) == there).map_or(id, |server| server.id)
+    }
+
     fn add(&mut self, server: Server) {
         self.by_nonce.insert(server.registration.nonce, server.id);
         self.live.insert(server.id);
@@ -116,8 +124,11 @@ impl State {
     }
 
     pub(super) fn report_death(&mut self, nonce: u64, how: String, micros: i64) -> Applied {
-        match self.servers.by_nonce.get(&nonce) {
-            Some(id) => self.declare_dead(*id, how, None, micros),
+        match self.servers.by_nonce.get(&nonce).copied() {
+            Some(id) => {
+                let id = if is_planted(Planted::DeathHitsSuccessor) { self.servers.newest_there(id) } else { id };
+                self.declare_dead(id, how, None, micros)
+            }
             None => {
                 self.servers.refuse_nonce(nonce);
                 Ok(Reply::Done)

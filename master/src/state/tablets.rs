@@ -39,7 +39,7 @@ impl State {
     }
 
     pub(super) fn opened(&mut self, server: ServerId, keys: &[TabletKey], micros: i64) -> Applied {
-        self.require_live(server)?;
+        self.require_live_reporter(server)?;
         let mut owned = Vec::new();
         let mut opened = BTreeSet::new();
         let mut tables: BTreeSet<TableId> = BTreeSet::new();
@@ -72,7 +72,7 @@ impl State {
         lost_recovery_files: &[Arc<str>],
         micros: i64,
     ) -> Applied {
-        self.require_live(server)?;
+        self.require_live_reporter(server)?;
         let row = self.owned_row(server, key)?;
         let openings = row.failure.as_ref().map_or(0, |failure| failure.openings);
         match row.state {
@@ -100,7 +100,7 @@ impl State {
     }
 
     pub(super) fn commit_files(&mut self, commit: CommitFiles) -> Applied {
-        self.require_live(commit.server)?;
+        self.require_live_reporter(commit.server)?;
         let row = self.owned_row(commit.server, commit.key)?;
         match row.commit_number(commit.number) {
             CommitNumber::Repeated => return Ok(Reply::Row(Box::new(row.clone()))),
@@ -183,7 +183,7 @@ impl State {
     }
 
     pub(super) fn release(&mut self, server: ServerId, key: TabletKey) -> Applied {
-        self.require_live(server)?;
+        self.require_live_reporter(server)?;
         let Some(row) = self.row(key.tablet) else { return Ok(Reply::Done) };
         if row.owner().is_none() && row.epoch == key.epoch {
             return Ok(Reply::Done); // a repeat: nobody else had this epoch
