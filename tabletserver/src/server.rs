@@ -9,7 +9,7 @@
 //! | `tablet`, `tablets`, `open`, `close` | a tablet's life here |
 //! | `budget`, `flush`, `compact`, `commit_files` | memory and log stay bounded; files are committed |
 //! | `sort`, [`recovery_file`], `replay` | recovery of a dead server's log |
-//! | `service`, `masters`, `load` | RPC in and out |
+//! | `service`, `masters`, `load`, `pins` | RPC in and out; which files are still read |
 //! | [`parent`] | the watching parent process |
 //!
 //! The storage fences, the master decides; what this server checks by itself is advice, except for
@@ -30,6 +30,7 @@ mod masters;
 pub mod memory;
 mod open;
 pub mod parent;
+mod pins;
 mod read;
 mod read_modify_write;
 pub mod record;
@@ -64,6 +65,7 @@ use latch::Latches;
 use lease::Lease;
 use load::ServerMetrics;
 use masters::Masters;
+use pins::Pins;
 use tablet::Tablet;
 use tablets::Tablets;
 
@@ -115,6 +117,7 @@ pub(crate) struct Server {
     latches: Latches,
     budget: Budget,
     tablets: Tablets,
+    pins: Pins,
     /// Loaded, and not reported yet.
     opened: Mutex<Vec<Arc<Tablet>>>,
     wake_opened: Notify,
@@ -253,6 +256,7 @@ async fn begin(
         budget: Budget::new(&config, log.clone()),
         log,
         tablets: Tablets::default(),
+        pins: Pins::default(),
         opened: Mutex::default(),
         wake_opened: Notify::new(),
         last_opened: Mutex::new(env.clock.now()),

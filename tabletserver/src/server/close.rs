@@ -93,8 +93,11 @@ async fn close(server: &Arc<Server>, tablet: &Arc<Tablet>) {
 }
 
 async fn release(server: &Server, key: TabletKey) {
-    let request =
-        TabletReleasedRequest { server_id: server.incarnation.server_id.0, tablet: Some(key), ..Default::default() };
+    let request = TabletReleasedRequest {
+        server_id: server.incarnation.server_id.0,
+        tablet: Some(key),
+        report_number: server.pins.last_report(),
+    };
     let call = |mut master: super::masters::Client| async move { master.tablet_released(request).await };
     if let Err(error) = server.masters.call("tablet released", call).await.result {
         tracing::warn!(tablet = key.tablet_id, epoch = key.epoch, %error, "the master does not take the release");

@@ -31,9 +31,10 @@ pub enum CommitOutcome {
 }
 
 impl Server {
-    /// Commits files of a tablet; its number is set here. The caller holds the tablet's `maintenance`.
+    /// Commits files of a tablet; its numbers are set here. The caller holds the tablet's `maintenance`.
     pub async fn commit_files(&self, tablet: &Tablet, mut request: CommitFilesRequest) -> CommitOutcome {
         request.command = self.next_command.fetch_add(1, Ordering::Relaxed);
+        request.report_number = self.pins.last_report();
         let answer = self
             .masters
             .call("commit files", |mut master| {

@@ -71,6 +71,8 @@ impl Server {
             add: vec![result.add],
             ..CommitFilesRequest::default()
         };
+        // Also while the row is installed: for a moment no view names what it has replaced.
+        let _pinned = self.pins.hold(&request.remove);
         match self.commit_files(tablet, request).await {
             CommitOutcome::Committed(row) => {
                 tablet.install(&row, None)?;

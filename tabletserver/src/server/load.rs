@@ -71,7 +71,7 @@ pub fn report(server: &Server) -> ServerLoad {
         writes: tablets.iter().map(|tablet| tablet.writes).sum(),
         cpu_micros,
         log_trim_lsn: budget.trim_point().0,
-        pinned_files: loaded.iter().flat_map(|tablet| tablet.store.pinned_files()).collect(),
+        pinned_files: server.pins.list(&server.tablets),
         tablets,
     }
 }

@@ -18,7 +18,7 @@ use super::incarnation::Ended;
 use super::lease::LeaseStatus;
 use super::load;
 
-/// Renewals in flight.
+/// Renewals in flight. The master knows it: so many reports may come late.
 const IN_FLIGHT_MAX: usize = 4;
 /// After a refused or failed renewal the next follows this soon.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
@@ -72,9 +72,14 @@ fn hint_at_silence<F>(server: &Server, in_flight: &FuturesUnordered<F>) {
 }
 
 async fn renew(server: &Server, timeout: Duration) -> (Moment, Result<RenewLeaseResponse, RpcError>) {
+    let report_number = server.pins.next_report();
     let load = load::report(server);
-    let request =
-        RenewLeaseRequest { server_id: server.incarnation.server_id.0, load: Some(load), ..Default::default() };
+    let request = RenewLeaseRequest {
+        server_id: server.incarnation.server_id.0,
+        load: Some(load),
+        draining: false,
+        report_number,
+    };
     let sent = server.env.clock.now();
     let address = server.masters.current();
     let mut client = server.masters.client(&address);

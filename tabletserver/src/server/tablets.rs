@@ -5,7 +5,7 @@
 //! has never served it, or has closed it before.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
 use uruk_proto::tablet::TabletRef;
@@ -36,12 +36,28 @@ struct Slots {
     by_id: BTreeMap<TabletId, Slot>,
     /// The highest epoch of each tablet that was closed here.
     closed: BTreeMap<TabletId, Epoch>,
+    /// Not served any more; kept alive by running scans, if at all.
+    departed: Vec<Weak<Tablet>>,
 }
 
 impl Slots {
     fn note_closed(&mut self, id: TabletId, epoch: Epoch) {
         let newest = self.closed.entry(id).or_insert(epoch);
         *newest = (*newest).max(epoch);
+    }
+
+    fn depart(&mut self, tablet: &Arc<Tablet>) {
+        set_dropped(tablet);
+        self.departed.retain(|departed| departed.strong_count() > 0);
+        self.departed.push(Arc::downgrade(tablet));
+    }
+
+    fn loaded(&self) -> Vec<Arc<Tablet>> {
+        let loaded = self.by_id.values().filter_map(|slot| match slot {
+            Slot::Loaded(tablet) => Some(tablet.clone()),
+            Slot::Opening(_) => None,
+        });
+        loaded.collect()
     }
 }
 
@@ -69,7 +85,7 @@ impl Tablets {
             return false;
         }
         if let Some(Slot::Loaded(old)) = slots.by_id.insert(id, Slot::Opening(epoch)) {
-            set_dropped(&old);
+            slots.depart(&old);
         }
         true
     }
@@ -101,12 +117,13 @@ impl Tablets {
 
     /// All tablets in memory, by id.
     pub fn loaded(&self) -> Vec<Arc<Tablet>> {
+        self.0.read().loaded()
+    }
+
+    /// All tablets in memory, at one moment: those that are here, and those that only scans still read.
+    pub fn held(&self) -> (Vec<Arc<Tablet>>, Vec<Arc<Tablet>>) {
         let slots = self.0.read();
-        let loaded = slots.by_id.values().filter_map(|slot| match slot {
-            Slot::Loaded(tablet) => Some(tablet.clone()),
-            Slot::Opening(_) => None,
-        });
-        loaded.collect()
+        (slots.loaded(), slots.departed.iter().filter_map(Weak::upgrade).collect())
     }
 
     /// The tablet to flush before this epoch may be released; None when it is not served here, and
@@ -135,16 +152,17 @@ impl Tablets {
         if slots.by_id.get(&id).is_some_and(|slot| slot.epoch() <= epoch)
             && let Some(Slot::Loaded(tablet)) = slots.by_id.remove(&id)
         {
-            set_dropped(&tablet);
+            slots.depart(&tablet);
         }
     }
 
     /// Stops serving a tablet and forgets it.
     pub fn drop_tablet(&self, tablet: &Arc<Tablet>) {
-        set_dropped(tablet);
         let mut slots = self.0.write();
+        set_dropped(tablet);
         if matches!(slots.by_id.get(&tablet.id), Some(Slot::Loaded(known)) if Arc::ptr_eq(known, tablet)) {
             slots.by_id.remove(&tablet.id);
+            slots.depart(tablet);
         }
     }
 }

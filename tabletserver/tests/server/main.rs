@@ -6,6 +6,7 @@ mod large;
 mod lease;
 mod logs;
 mod master;
+mod pins;
 mod recovery;
 mod tablets;
 mod writes;

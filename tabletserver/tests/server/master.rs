@@ -34,14 +34,21 @@ pub struct State {
     pub owns_nothing: bool,
     /// CommitFiles is answered "unavailable" while set.
     pub hangs_commits: bool,
+    /// So is it for compactions while set; they are noted in `compactions`.
+    pub hangs_compactions: bool,
+    pub compactions: Vec<CommitFilesRequest>,
     /// CommitFiles is answered "unavailable" once so many were taken.
     pub commits_max: Option<usize>,
     pub commit_faults: VecDeque<Fault>,
     pub commits: Vec<CommitFilesRequest>,
     pub opened_calls: Vec<Vec<TabletKey>>,
     pub released: Vec<TabletKey>,
+    /// The report number of each release.
+    pub released_reports: Vec<u64>,
     pub failed: Vec<TabletFailedRequest>,
     pub loads: BTreeMap<u64, ServerLoad>,
+    /// Of each report: server, number, pinned files.
+    pub reports: Vec<(u64, u64, Vec<String>)>,
     pub deaths: Vec<ReportDeathRequest>,
     pub lease_ms: u32,
     pub renewal_ms: u32,
@@ -126,7 +133,9 @@ impl MasterControl for FakeMaster {
             hang().await;
         }
         self.with(|state| {
-            state.loads.insert(request.server_id, request.load.unwrap_or_default());
+            let load = request.load.unwrap_or_default();
+            state.reports.push((request.server_id, request.report_number, load.pinned_files.clone()));
+            state.loads.insert(request.server_id, load);
             Ok(Response::new(RenewLeaseResponse { granted: !state.refuses_renewals, master: "m".into() }))
         })
     }
@@ -172,8 +181,14 @@ impl MasterControl for FakeMaster {
     ) -> Result<Response<CommitFilesResponse>, Status> {
         let request = request.into_inner();
         let lost = || Status::unavailable("connection reset");
-        let hangs =
-            |state: &mut State| state.hangs_commits || state.commits_max.is_some_and(|max| state.commits.len() >= max);
+        let is_compaction = !request.remove.is_empty();
+        let hangs = |state: &mut State| {
+            if is_compaction {
+                state.compactions.push(request.clone());
+            }
+            let is_full = state.commits_max.is_some_and(|max| state.commits.len() >= max);
+            state.hangs_commits || is_full || (is_compaction && state.hangs_compactions)
+        };
         if self.with(hangs) {
             return Err(RpcError::new(ErrorCode::Unavailable, "no quorum").into());
         }
@@ -206,8 +221,11 @@ impl MasterControl for FakeMaster {
         &self,
         request: Request<TabletReleasedRequest>,
     ) -> Result<Response<TabletReleasedResponse>, Status> {
-        let key = request.into_inner().tablet.unwrap_or_default();
-        self.with(|state| state.released.push(key));
+        let request = request.into_inner();
+        self.with(|state| {
+            state.released.push(request.tablet.unwrap_or_default());
+            state.released_reports.push(request.report_number);
+        });
         Ok(Response::new(TabletReleasedResponse {}))
     }
 
