@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::impls::ProgressResponder;
 use openraft::{BasicNode, Instant, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use uruk_base::rpc::{Channels, MESSAGE_BYTES_MAX};
@@ -91,6 +92,16 @@ impl<S: StateMachine> Consensus<S> {
 
     /// Replicates `command`, applies it, and returns what applying it gave.
     pub async fn propose(&self, command: S::Command) -> Result<S::Reply, ProposeError> {
+        self.replicate(command, None).await
+    }
+
+    /// Like [`Consensus::propose`], but the command enters the log only as one of `term`: for what was
+    /// decided from knowledge that ends with the term. Else it is refused as not the leader's.
+    pub async fn propose_in(&self, term: Term, command: S::Command) -> Result<S::Reply, ProposeError> {
+        self.replicate(command, Some(term)).await
+    }
+
+    async fn replicate(&self, command: S::Command, term: Option<Term>) -> Result<S::Reply, ProposeError> {
         let Inner { config, raft, clock, .. } = &*self.0;
         let encoded = postcard::to_stdvec(&command).expect("memory has room and commands can be encoded");
         let (bytes, bytes_max) = (encoded.len(), config.command_bytes_max);
@@ -101,10 +112,21 @@ impl<S: StateMachine> Consensus<S> {
             return Err(ProposeError::NotLeader { leader: None });
         }
         let _permit = self.0.proposals.acquire().await.map_err(|_| ProposeError::ShutDown)?;
-        let outcome = clock.timeout(config.propose_deadline, raft.client_write(Command(encoded.into()))).await;
-        let write = match outcome {
-            Ok(Ok(write)) => write,
-            Ok(Err(error)) => return Err(self.propose_error(error)),
+        let written = async {
+            let (responder, written) = ProgressResponder::complete_only();
+            let mut request = raft.write(Command(encoded.into())).responder(responder);
+            if let Some(term) = term {
+                // Compared by the engine when it appends, after every wait.
+                request = request.with_leader(term.0);
+            }
+            request.await.map_err(|_fatal| ProposeError::ShutDown)?;
+            // Without an answer the engine has ended.
+            written.await.map_err(|_ended| ProposeError::ShutDown)
+        };
+        let write = match clock.timeout(config.propose_deadline, written).await {
+            Ok(Ok(Ok(write))) => write,
+            Ok(Ok(Err(error))) => return Err(self.propose_error(error)),
+            Ok(Err(error)) => return Err(error),
             Err(elapsed) => return Err(ProposeError::Unknown(elapsed.to_string())),
         };
         postcard::from_bytes(&write.response().0)
@@ -119,13 +141,12 @@ impl<S: StateMachine> Consensus<S> {
         self.0.config.members.len() == 1 || heard.is_none_or(|heard| heard.elapsed() < self.0.config.election_max * 2)
     }
 
-    fn propose_error(&self, error: RaftError<Types, ClientWriteError<Types>>) -> ProposeError {
+    fn propose_error(&self, error: ClientWriteError<Types>) -> ProposeError {
         match error {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            ClientWriteError::ForwardToLeader(forward) => {
                 ProposeError::NotLeader { leader: self.0.config.other_member(forward.leader_id) }
             }
-            RaftError::APIError(error) => ProposeError::Unknown(error.to_string()),
-            RaftError::Fatal(_) => ProposeError::ShutDown,
+            error => ProposeError::Unknown(error.to_string()),
         }
     }
 
@@ -254,6 +275,8 @@ fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
         replication_lag_threshold: config.snapshot_every_entries + config.entries_kept,
         max_in_snapshot_log_to_keep: config.entries_kept,
         backoff: "20ms 40ms 80ms ...500ms".to_owned(),
+        // A member that was cut off asks before it raises its term: when it is back, the leader stays.
+        enable_pre_vote: Some(true),
         // A restarted leader has not applied what it had acknowledged; it must be elected again.
         enable_leader_restore: Some(false),
         ..openraft::Config::default()

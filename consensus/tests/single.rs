@@ -44,6 +44,24 @@ async fn state_and_term_survive_restarts() {
 }
 
 #[tokio::test]
+async fn a_command_of_an_earlier_term_is_refused() {
+    let (env, folder) = (Env::real(), tempfile::tempdir().unwrap());
+    let member = start(&env, config(), folder.path()).await;
+    let earlier = member.confirm_leadership().await.unwrap();
+    assert_eq!(member.propose_in(earlier, Command::Add(1)).await, Ok(1));
+    member.shutdown().await;
+    // The same node leads again, in a later term.
+    let member = start(&env, config(), folder.path()).await;
+    let now = member.confirm_leadership().await.unwrap();
+    assert!(now > earlier);
+    let refused = member.propose_in(earlier, Command::Add(2)).await;
+    assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
+    assert_eq!(member.propose_in(now, Command::Add(3)).await, Ok(2));
+    assert_eq!(member.read(|n| n.order.clone()), [1, 3]);
+    member.shutdown().await;
+}
+
+#[tokio::test]
 async fn state_survives_snapshots_and_the_log_stays_short() {
     let (env, folder) = (Env::real(), tempfile::tempdir().unwrap());
     let short = || Config { snapshot_every_entries: 20, entries_kept: 5, segment_bytes_max: 300, ..config() };

@@ -132,6 +132,27 @@ async fn a_leader_that_is_cut_off_can_prove_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_was_cut_off_does_not_depose_the_leader_when_it_is_back() {
+    let group = Group::start(3, quick).await;
+    let leader = group.leader().await;
+    group.add(&[leader], 1).await;
+    let term = group.leadership(leader).term;
+    let away = others(leader)[0];
+    until(&group.env, "the follower follows", || group.seen(away) == [1]).await;
+    group.members[&away].cable.cut();
+    // Several elections would have begun in that time.
+    let election_max = Config::new("numbers", 1, group.addresses.clone()).election_max;
+    group.env.clock.sleep(election_max * 6).await;
+    group.add(&[leader], 2).await;
+    group.members[&away].cable.mend();
+    until(&group.env, "it has caught up", || group.seen(away) == [1, 2]).await;
+    group.add(&[leader], 3).await;
+    until(&group.env, "it follows again", || group.seen(away) == [1, 2, 3]).await;
+    assert_eq!((group.leadership(leader).term, group.leadership(away).term), (term, term), "nobody was elected");
+    assert!(group.leadership(leader).is_leader);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_acknowledges_nothing() {
     let mut group = Group::start(3, quick).await;
     let leader = group.leader().await;

@@ -15,13 +15,17 @@ use crate::command::{Assignment, TabletKey};
 use crate::config::Tuning;
 use crate::state::State;
 use crate::state::meta::MetaTabletId;
-use crate::state::row::{CloseKind, TabletState};
+use crate::state::row::{CloseKind, MetaRow, TabletState};
 use crate::volatile::{FlightState, Volatile};
 
 /// Servers that sort the same piece at the same time, at most.
 const SORTERS_MAX: usize = 2;
 /// Failed openings are tried again after 1 s, 2 s, 4 s ... up to this; the first one at once.
 const REOPEN_DELAY_MAX: Duration = Duration::from_secs(64);
+/// The time to open a tablet doubles with each failure in a row, so often at most.
+const OPEN_PATIENCE_DOUBLINGS_MAX: u32 = 5;
+/// A server to which so many orders in a row could not be given gets no tablets while there are others.
+const ORDERS_FAILED_MAX: u32 = 3;
 /// The tail of a log is trimmed in steps of at least this many bytes.
 const TRIM_STEP_BYTES: u64 = 1 << 20;
 
@@ -40,6 +44,8 @@ pub enum Action {
     Assign(Vec<Assignment>),
     /// Order it.
     Open { server: ServerId, tablets: Vec<TabletKey> },
+    /// Propose that the server, which does not open them, has failed to.
+    Abandon { server: ServerId, tablets: Vec<TabletKey>, reason: String },
     /// Order it.
     Close { server: ServerId, kind: CloseKind, tablets: Vec<TabletKey> },
     /// Propose that the draining server gives up what it serves.
@@ -63,6 +69,7 @@ pub enum ActionKey {
     Finish(ServerId),
     Assign,
     Open(ServerId),
+    Abandon(ServerId),
     Close(ServerId, CloseKind),
     Drain(ServerId),
     SplitMeta(MetaTabletId),
@@ -80,6 +87,7 @@ impl Action {
             Action::Finish(server) => ActionKey::Finish(*server),
             Action::Assign(_) => ActionKey::Assign,
             Action::Open { server, .. } => ActionKey::Open(*server),
+            Action::Abandon { server, .. } => ActionKey::Abandon(*server),
             Action::Close { server, kind, .. } => ActionKey::Close(*server, *kind),
             Action::Drain { server, .. } => ActionKey::Drain(*server),
             Action::SplitMeta(meta) => ActionKey::SplitMeta(*meta),
@@ -207,6 +215,13 @@ impl Plan<'_> {
         }
         let condemned: Vec<ServerId> = self.volatile.leases.condemned().map(|(server, _)| server).collect();
         servers.retain(|(_, _, server)| !condemned.contains(server));
+        let is_reached = |server: &ServerId| {
+            let orders = self.volatile.flights.get(&ActionKey::Open(*server));
+            orders.is_none_or(|orders| orders.failures < ORDERS_FAILED_MAX)
+        };
+        if servers.iter().any(|(_, _, server)| is_reached(server)) {
+            servers.retain(|(_, _, server)| is_reached(server));
+        }
         let mut assignments = Vec::new();
         for tablet in state.index.waiting() {
             if assignments.len() == self.tuning.assign_tablets_max || servers.is_empty() {
@@ -238,14 +253,33 @@ impl Plan<'_> {
     fn opens(&mut self) {
         for (server, tablets) in self.state.index.opening() {
             let rows = tablets.iter().map(|tablet| self.state.row(*tablet).expect("the index names only rows"));
-            let due = rows.filter(|row| {
-                self.is_order_due(&self.volatile.opens_taken, row.tablet, row.epoch) && self.state.is_openable(row)
-            });
-            let tablets: Vec<TabletKey> = due.map(|row| row.key()).take(self.tuning.order_tablets_max).collect();
-            if !tablets.is_empty() {
-                self.add(Action::Open { server: *server, tablets });
+            let (overdue, waiting): (Vec<_>, Vec<_>) =
+                rows.filter(|row| self.state.is_openable(row)).partition(|row| self.is_overdue(row));
+            let due = |row: &&&MetaRow| self.is_order_due(&self.volatile.opens_taken, row.tablet, row.epoch);
+            let keys = |row: &MetaRow| row.key();
+            let orders_max = self.tuning.order_tablets_max;
+            let due: Vec<TabletKey> = waiting.iter().filter(due).map(|row| keys(row)).take(orders_max).collect();
+            let overdue: Vec<TabletKey> = overdue.into_iter().map(keys).take(orders_max).collect();
+            if !due.is_empty() {
+                self.add(Action::Open { server: *server, tablets: due });
+            }
+            if !overdue.is_empty() {
+                let problem = self.volatile.problem(&ActionKey::Open(*server));
+                let problem = problem.map_or_else(|| "it took the order".to_owned(), |problem| problem.to_string());
+                let reason = format!("{server} has not opened it in time: {problem}");
+                self.add(Action::Abandon { server: *server, tablets: overdue, reason });
             }
         }
+    }
+
+    /// Whether the owner has had its time to open the tablet: more of it after each failure in a row, since
+    /// it may be the tablet that takes long.
+    fn is_overdue(&self, row: &MetaRow) -> bool {
+        let failures = row.failure.as_ref().map_or(0, |failure| failure.openings);
+        let doublings = failures.min(OPEN_PATIENCE_DOUBLINGS_MAX);
+        let patience = Duration::from_millis(self.tuning.open_patience_ms) * 2_u32.pow(doublings);
+        let since = self.volatile.opening_since.get(&row.tablet);
+        since.is_some_and(|(epoch, since)| *epoch == row.epoch && self.now.moment.saturating_since(*since) >= patience)
     }
 
     fn closes(&mut self) {
@@ -304,16 +338,15 @@ impl Plan<'_> {
         }
     }
 
-    /// A queued file goes once every live server has reported twice since it was seen in the queue
-    /// (the first report may have been under way), and none says that it still reads it.
+    /// A queued file goes once every live server has sent a report that was surely gathered after it was
+    /// seen in the queue, and none says in its last one that it still reads the file.
     fn files(&mut self) {
         let live = self.state.servers.live();
         let pinned: BTreeSet<&str> =
             self.volatile.loads.values().flat_map(|load| &load.report.pinned_files).map(String::as_str).collect();
         let is_unread = |entry: &u64, path: &str| {
-            let Some(seen) = self.volatile.unnamed_at.get(entry) else { return false };
-            let reports = |server| self.volatile.loads.get(server).map_or(0, |load| load.reports);
-            let asked = live.iter().all(|server| reports(server) >= seen.get(server).copied().unwrap_or(0) + 2);
+            let Some(told) = self.volatile.unnamed_at.get(entry) else { return false };
+            let asked = live.iter().all(|server| self.volatile.has_reported_since(*server, told));
             asked && !pinned.contains(path)
         };
         let entries = self.state.deletions.entries().iter();

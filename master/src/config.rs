@@ -52,6 +52,9 @@ pub struct Tuning {
     pub order_deadline_ms: u64,
     /// An order that was taken but has no visible effect is given again after this, in milliseconds.
     pub order_repeat_ms: u64,
+    /// A tablet that a server does not open within this goes to another one, in milliseconds; doubled for
+    /// each opening in a row that failed.
+    pub open_patience_ms: u64,
     /// Creating or deleting a table is answered at most after this, in milliseconds; it goes on.
     pub table_deadline_ms: u64,
     /// Files that nothing names and whose creators are dead are looked for this often, in milliseconds.
@@ -83,6 +86,7 @@ impl Default for Tuning {
             sort_deadline_ms: 60_000,
             order_deadline_ms: 3_000,
             order_repeat_ms: 5_000,
+            open_patience_ms: 30_000,
             table_deadline_ms: 60_000,
             sweep_every_ms: 600_000,
             table_tablets_max: 100_000,
@@ -149,6 +153,7 @@ impl Tuning {
             ("sort_deadline_ms", self.sort_deadline_ms),
             ("order_deadline_ms", self.order_deadline_ms),
             ("order_repeat_ms", self.order_repeat_ms),
+            ("open_patience_ms", self.open_patience_ms),
             ("table_deadline_ms", self.table_deadline_ms),
             ("sweep_every_ms", self.sweep_every_ms),
             ("table_tablets_max", self.table_tablets_max as u64),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use uruk_base::Moment;
+use uruk_consensus::Term;
 
 use crate::assign::{Action, ActionKey, plan};
 use crate::command::{Command, Reply};
@@ -34,8 +35,8 @@ pub async fn run(shared: Arc<Shared>) {
         leadership.borrow_and_update();
         applied.borrow_and_update();
         follow_leadership(&shared);
-        let is_leader = shared.volatile.lock().leases.term().is_some();
-        let rest = if is_leader { step(&shared) } else { LOOK_EVERY };
+        let term = shared.volatile.lock().leases.term();
+        let rest = term.map_or(LOOK_EVERY, |term| step(&shared, term));
         tokio::select! {
             biased;
             changed = leadership.changed() => if changed.is_err() { return },
@@ -75,12 +76,11 @@ fn follow_leadership(shared: &Shared) {
 }
 
 /// Begins what is to be done; returns how long nothing more can come of the passing of time.
-fn step(shared: &Arc<Shared>) -> Duration {
+fn step(shared: &Arc<Shared>, term: Term) -> Duration {
     let now = shared.now();
     let (actions, rest) = shared.consensus.read(|state| {
         let mut volatile = shared.volatile.lock();
-        volatile.follow(state.servers.live(), now.moment);
-        note_unnamed(state, &mut volatile);
+        volatile.follow(state, now.moment);
         let actions = plan(state, &volatile, &shared.tuning, now);
         for action in &actions {
             volatile.begin(action.key(), now.moment);
@@ -98,7 +98,7 @@ fn step(shared: &Arc<Shared>) -> Duration {
         let shared_by_task = shared.clone();
         shared.env.tasks.spawn("master action", async move {
             let key = action.key();
-            let outcome = perform(&shared_by_task, action).await;
+            let outcome = perform(&shared_by_task, term, action).await;
             finish(&shared_by_task, key, outcome);
         });
     }
@@ -110,16 +110,6 @@ fn next_look(volatile: &Volatile, now: Moment) -> Duration {
     let rest = next.map_or(LOOK_EVERY, |next| next.saturating_since(now).min(LOOK_EVERY));
     // Timers are coarse: a rest of nothing would spin until the moment has come.
     rest.max(Duration::from_millis(1))
-}
-
-/// Remembers when a file was first seen to be let go, counted in the servers' reports.
-fn note_unnamed(state: &State, volatile: &mut Volatile) {
-    let entries = state.deletions.entries();
-    volatile.unnamed_at.retain(|entry, _| entries.contains_key(entry));
-    let reports = Arc::new(volatile.loads.iter().map(|(server, load)| (*server, load.reports)).collect());
-    for entry in entries.keys() {
-        volatile.unnamed_at.entry(*entry).or_insert_with(|| Arc::clone(&reports));
-    }
 }
 
 fn update_metrics(shared: &Shared, state: &State, volatile: &mut Volatile) {
@@ -158,15 +148,17 @@ fn finish(shared: &Shared, key: ActionKey, outcome: Outcome) {
     shared.wake.notify_one();
 }
 
-async fn perform(shared: &Arc<Shared>, action: Action) -> Outcome {
+/// What was planned in `term` is proposed in it or not at all: a later leadership, also of this node, may have
+/// granted leases and heard reports that the plan knew nothing of.
+async fn perform(shared: &Arc<Shared>, term: Term, action: Action) -> Outcome {
     match action {
-        Action::DeclareDead(server) => recovery::declare_dead(shared, server).await,
-        Action::Seal(server) => recovery::seal(shared, server).await,
-        Action::Sort { log, segment, sorter } => recovery::sort(shared, log, segment, sorter).await,
-        Action::Finish(server) => recovery::finish(shared, server).await,
+        Action::DeclareDead(server) => recovery::declare_dead(shared, term, server).await,
+        Action::Seal(server) => recovery::seal(shared, term, server).await,
+        Action::Sort { log, segment, sorter } => recovery::sort(shared, term, log, segment, sorter).await,
+        Action::Finish(server) => recovery::finish(shared, term, server).await,
         Action::Assign(assignments) => {
             let micros = shared.env.clock.wall_micros();
-            match shared.propose(Command::Assign { assignments, micros }).await {
+            match shared.propose_in(term, Command::Assign { assignments, micros }).await {
                 Ok(Reply::Assigned(assigned)) => {
                     tracing::info!(tablets = assigned.len(), "assigned tablets");
                     Ok(())
@@ -177,23 +169,24 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Outcome {
         }
         Action::Open { server, tablets } => recovery::open(shared, server, &tablets).await,
         Action::Close { server, kind, tablets } => recovery::close(shared, server, kind, &tablets).await,
+        Action::Abandon { server, tablets, reason } => recovery::abandon(shared, term, server, &tablets, &reason).await,
         Action::Drain { server, tablets } => {
             tracing::info!(%server, tablets = tablets.len(), "moves tablets off a server that ends");
-            propose_done(shared, Command::Close { tablets }).await
+            propose_done(shared, term, Command::Close { tablets }).await
         }
         Action::SplitMeta(meta) => {
             let rows_max = shared.tuning.meta_tablet_rows_max;
-            propose_done(shared, Command::SplitMeta { meta, rows_max }).await
+            propose_done(shared, term, Command::SplitMeta { meta, rows_max }).await
         }
         Action::Trim { server, upto } => files::trim(shared, server, upto).await,
-        Action::DeleteFiles(entries) => files::delete(shared, entries).await,
-        Action::Sweep => files::sweep(shared).await,
+        Action::DeleteFiles(entries) => files::delete(shared, term, entries).await,
+        Action::Sweep => files::sweep(shared, term).await,
     }
 }
 
-/// Proposes a command whose reply tells nothing.
-pub async fn propose_done(shared: &Shared, command: Command) -> Outcome {
-    match shared.propose(command).await {
+/// Proposes what was decided in `term`, whose reply tells nothing.
+pub async fn propose_done(shared: &Shared, term: Term, command: Command) -> Outcome {
+    match shared.propose_in(term, command).await {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     }

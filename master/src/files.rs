@@ -1,7 +1,7 @@
 //! Letting go: of files that nothing names, and of flushed logs.
 //!
 //! A file goes only if (a) a committed command un-named it: then it is in the deletion queue, and the
-//! planner waits until no live server reads it; or (b) its creator is dead and nothing names it: what
+//! planner waits until no live server reads it, by reports that were surely gathered later; or (b) its creator is dead and nothing names it: what
 //! the sweep finds. A dead creator can have nothing named any more, so what is unnamed after its death
 //! stays unnamed for ever. Age alone never counts.
 
@@ -12,6 +12,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use uruk_base::commit_log::{LogId, Lsn};
 use uruk_base::planted::{Planted, is_planted};
+use uruk_consensus::Term;
 use uruk_proto::ServerId;
 
 use crate::command::Command;
@@ -25,7 +26,8 @@ const DELETIONS_MAX: usize = 8;
 const SWEPT_PREFIXES: [&str; 2] = ["tables", "recovery"];
 
 /// Deletes these entries of the deletion queue, then forgets them.
-pub async fn delete(shared: &Shared, entries: Vec<(u64, Arc<str>)>) -> Outcome {
+pub async fn delete(shared: &Shared, term: Term, entries: Vec<(u64, Arc<str>)>) -> Outcome {
+    shared.confirm_term(term).await.map_err(|error| error.to_string())?;
     let objects = &shared.storage.objects;
     let deletions = futures::stream::iter(entries).map(|(entry, path)| async move {
         match delete_file(objects, &path).await {
@@ -39,7 +41,7 @@ pub async fn delete(shared: &Shared, entries: Vec<(u64, Arc<str>)>) -> Outcome {
     shared.metrics.files_deleted.inc_by(gone.len() as u64);
     if !gone.is_empty() {
         tracing::debug!(files = gone.len(), "deleted files that nothing names");
-        propose_done(shared, Command::ForgetFiles { entries: gone }).await?;
+        propose_done(shared, term, Command::ForgetFiles { entries: gone }).await?;
     }
     match failed.into_iter().find_map(Result::err) {
         Some(problem) => Err(problem),
@@ -48,7 +50,8 @@ pub async fn delete(shared: &Shared, entries: Vec<(u64, Arc<str>)>) -> Outcome {
 }
 
 /// Deletes every file of a dead server that nothing names.
-pub async fn sweep(shared: &Shared) -> Outcome {
+pub async fn sweep(shared: &Shared, term: Term) -> Outcome {
+    shared.confirm_term(term).await.map_err(|error| error.to_string())?;
     let mut deleted = 0_u64;
     for prefix in SWEPT_PREFIXES {
         let mut listed = shared.storage.objects.list(Some(&Path::from(prefix)));

@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 use uruk_base::commit_log::LogId;
 use uruk_base::rpc::MESSAGE_BYTES_MAX;
+use uruk_consensus::Term;
 use uruk_proto::tablet::tablet_server_control_client::TabletServerControlClient;
 use uruk_proto::tablet::{CloseTabletsRequest, OpenTabletsRequest, SortSegmentRequest};
 use uruk_proto::{ErrorCode, RpcError, ServerId, master};
@@ -23,27 +24,27 @@ use crate::state::State;
 use crate::state::row::{CloseKind, TabletState};
 
 /// The lease has lapsed: the tablets are nobody's from now on.
-pub async fn declare_dead(shared: &Shared, server: ServerId) -> Outcome {
+pub async fn declare_dead(shared: &Shared, term: Term, server: ServerId) -> Outcome {
     let last_heard_micros = shared.volatile.lock().leases.session(server).and_then(|session| session.renewed_micros);
     let micros = shared.env.clock.wall_micros();
     tracing::warn!(%server, "lease lapsed; declares the server dead");
     let how = "lease lapsed".to_owned();
-    propose_done(shared, Command::DeclareDead { server, how, last_heard_micros, micros }).await?;
+    propose_done(shared, term, Command::DeclareDead { server, how, last_heard_micros, micros }).await?;
     shared.metrics.deaths.inc();
     Ok(())
 }
 
 /// Fences the dead server's log and records where it ends. There is no way around this step.
-pub async fn seal(shared: &Shared, server: ServerId) -> Outcome {
+pub async fn seal(shared: &Shared, term: Term, server: ServerId) -> Outcome {
     let sealed = shared.storage.logs.seal(LogId(server.0)).await.map_err(|error| error.to_string())?;
     let segments: Vec<Range<u64>> = sealed.segments.iter().map(|piece| piece.start.0..piece.end.0).collect();
     let micros = shared.env.clock.wall_micros();
     tracing::info!(%server, bytes = sealed.bytes(), pieces = segments.len(), "sealed a dead server's log");
-    propose_done(shared, Command::RecordSeal { server, segments, end: sealed.end.0, micros }).await
+    propose_done(shared, term, Command::RecordSeal { server, segments, end: sealed.end.0, micros }).await
 }
 
 /// Has one piece of a dead server's log sorted.
-pub async fn sort(shared: &Shared, log: ServerId, segment: u32, sorter: ServerId) -> Outcome {
+pub async fn sort(shared: &Shared, term: Term, log: ServerId, segment: u32, sorter: ServerId) -> Outcome {
     let planned = shared.consensus.read(|state| {
         let address = state.servers.address(sorter)?.to_owned();
         let seal = state.recoveries.get(log)?.seal.as_ref()?;
@@ -66,13 +67,13 @@ pub async fn sort(shared: &Shared, log: ServerId, segment: u32, sorter: ServerId
     tracing::info!(%log, segment, %sorter, records = sorted.records, bytes = sorted.bytes, "sorted a piece of a log");
     let path: Arc<str> = sorted.path.into();
     let (records, bytes) = (sorted.records, sorted.bytes);
-    propose_done(shared, Command::RecordSort { log, segment, sorter, path, records, bytes, micros }).await
+    propose_done(shared, term, Command::RecordSort { log, segment, sorter, path, records, bytes, micros }).await
 }
 
 /// Nobody needs the log: its data goes, then the recovery is done. The fence stays.
-pub async fn finish(shared: &Shared, server: ServerId) -> Outcome {
+pub async fn finish(shared: &Shared, term: Term, server: ServerId) -> Outcome {
     shared.storage.logs.delete(LogId(server.0)).await.map_err(|error| error.to_string())?;
-    propose_done(shared, Command::FinishRecovery { server, micros: shared.env.clock.wall_micros() }).await?;
+    propose_done(shared, term, Command::FinishRecovery { server, micros: shared.env.clock.wall_micros() }).await?;
     forget_connection(shared, server);
     tracing::info!(%server, "recovery done; its log is deleted");
     Ok(())
@@ -103,6 +104,29 @@ pub async fn open(shared: &Shared, server: ServerId, keys: &[TabletKey]) -> Outc
     taken.into_iter().for_each(|key| {
         volatile.opens_taken.insert(key.tablet, (key.epoch, now));
     });
+    Ok(())
+}
+
+/// The server does not open these: they are nobody's again. Its late word that it has is refused.
+pub async fn abandon(shared: &Shared, term: Term, server: ServerId, keys: &[TabletKey], reason: &str) -> Outcome {
+    let is_opening = |state: &State, key: &TabletKey| {
+        state.row(key.tablet).is_some_and(|row| row.epoch == key.epoch && row.state == TabletState::Opening(server))
+    };
+    tracing::warn!(%server, tablets = keys.len(), reason, "takes tablets away that are not opened");
+    for key in keys {
+        // It may have opened a moment ago; a failure noted on an open tablet would only mislead.
+        if !shared.consensus.read(|state| is_opening(state, key)) {
+            continue;
+        }
+        let (reason, micros) = (reason.to_owned(), shared.env.clock.wall_micros());
+        let command = Command::Fail { server, key: *key, reason, lost_recovery_files: Vec::new(), micros };
+        match shared.propose_in(term, command).await {
+            Ok(_) => {}
+            // Opened, released or dead: as good.
+            Err(error) if matches!(error.code, ErrorCode::FailedPrecondition | ErrorCode::Fenced) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
     Ok(())
 }
 

@@ -61,16 +61,19 @@ impl Shared {
 
     /// Replicates the command; what it refuses is an error.
     pub async fn propose(&self, command: Command) -> Result<Reply, RpcError> {
-        match self.consensus.propose(command).await {
-            Ok(Reply::Refused(refusal)) => Err(refusal.into()),
-            Ok(reply) => Ok(reply),
-            Err(ProposeError::NotLeader { leader }) => Err(RpcError::not_leader(leader)),
-            Err(error @ ProposeError::TooLarge { .. }) => {
-                Err(RpcError::new(ErrorCode::InvalidArgument, error.to_string()))
-            }
-            Err(error @ (ProposeError::Unknown(_) | ProposeError::ShutDown)) => {
-                Err(RpcError::new(ErrorCode::Unknown, error.to_string()))
-            }
+        reply(self.consensus.propose(command).await)
+    }
+
+    /// Like [`Shared::propose`], if this node leads in `term` when the command enters the log.
+    pub async fn propose_in(&self, term: Term, command: Command) -> Result<Reply, RpcError> {
+        reply(self.consensus.propose_in(term, command).await)
+    }
+
+    /// Proves that this node still leads in `term`: for what is done outside of the log.
+    pub async fn confirm_term(&self, term: Term) -> Result<(), RpcError> {
+        match self.confirm_leadership().await? == term {
+            true => Ok(()),
+            false => Err(RpcError::not_leader(None)),
         }
     }
 
@@ -103,6 +106,18 @@ impl Shared {
 
     pub fn order_deadline(&self) -> Duration {
         Duration::from_millis(self.tuning.order_deadline_ms)
+    }
+}
+
+fn reply(proposed: Result<Reply, ProposeError>) -> Result<Reply, RpcError> {
+    match proposed {
+        Ok(Reply::Refused(refusal)) => Err(refusal.into()),
+        Ok(reply) => Ok(reply),
+        Err(ProposeError::NotLeader { leader }) => Err(RpcError::not_leader(leader)),
+        Err(error @ ProposeError::TooLarge { .. }) => Err(RpcError::new(ErrorCode::InvalidArgument, error.to_string())),
+        Err(error @ (ProposeError::Unknown(_) | ProposeError::ShutDown)) => {
+            Err(RpcError::new(ErrorCode::Unknown, error.to_string()))
+        }
     }
 }
 

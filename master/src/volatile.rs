@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use uruk_base::Moment;
+use uruk_proto::limits::REPORTS_IN_FLIGHT_MAX;
 use uruk_proto::{Epoch, ServerId, TabletId, master};
 
 use crate::assign::ActionKey;
 use crate::lease::Leases;
+use crate::state::State;
+use crate::state::row::MetaRow;
 
 /// A failure that did not recur for this long is forgotten.
 const FAILURE_KEPT: Duration = Duration::from_secs(60);
@@ -26,8 +29,12 @@ pub struct Volatile {
     pub draining: BTreeSet<ServerId>,
     /// How far each live server's log was trimmed.
     pub trimmed: BTreeMap<ServerId, u64>,
-    /// For each entry of the deletion queue, how many reports each server had made when it was first seen.
-    pub unnamed_at: BTreeMap<u64, Arc<BTreeMap<ServerId, u64>>>,
+    /// Since when each tablet is being opened, as far as this leader saw.
+    pub opening_since: BTreeMap<TabletId, (Epoch, Moment)>,
+    /// The largest report number that each server has given, as far as it told.
+    pub told: BTreeMap<ServerId, u64>,
+    /// For each entry of the deletion queue, what the live servers had told when it was first seen.
+    pub unnamed_at: BTreeMap<u64, Arc<Told>>,
     /// When the sweep for orphans started last; None: not since the election.
     pub swept: Option<Moment>,
     /// Recoveries whose duration was measured, or that were served before this node was elected.
@@ -35,6 +42,9 @@ pub struct Volatile {
     /// When this node was elected.
     pub elected: Moment,
 }
+
+/// The largest report number that each live server had told, if any.
+pub type Told = BTreeMap<ServerId, Option<u64>>;
 
 /// An action that was begun.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,8 +72,9 @@ pub struct Load {
     pub at: Moment,
     /// Time between the last two reports, in milliseconds; 0 before the second.
     pub interval_ms: u64,
-    /// Reports since this node was elected.
-    pub reports: u64,
+    /// Its number; and that of the first report since this node was elected.
+    pub number: u64,
+    pub first_number: u64,
     pub report: master::ServerLoad,
     /// CPU time used between the last two reports, in microseconds.
     pub cpu_micros: u64,
@@ -81,6 +92,8 @@ impl Volatile {
             closes_taken: BTreeMap::new(),
             draining: BTreeSet::new(),
             trimmed: BTreeMap::new(),
+            opening_since: BTreeMap::new(),
+            told: BTreeMap::new(),
             unnamed_at: BTreeMap::new(),
             swept: None,
             measured: BTreeSet::new(),
@@ -94,29 +107,75 @@ impl Volatile {
         *self = Volatile { elected: now, ..Volatile::new(leases) };
     }
 
-    /// Takes a tablet server's report.
-    pub fn report(&mut self, server: ServerId, report: master::ServerLoad, now: Moment) {
-        let load = self.loads.entry(server).or_default();
-        if load.reports > 0 {
-            load.interval_ms = u64::try_from(now.saturating_since(load.at).as_millis()).unwrap_or(u64::MAX).max(1);
-            load.cpu_micros = report.cpu_micros.saturating_sub(load.report.cpu_micros);
-        }
-        load.at = now;
-        load.reports += 1;
-        load.tablets = report.tablets.iter().map(|tablet| (TabletId(tablet.tablet_id), *tablet)).collect();
-        load.report = master::ServerLoad { tablets: Vec::new(), ..report };
+    /// The server has given report numbers up to this one.
+    pub fn tell(&mut self, server: ServerId, number: u64) {
+        let told = self.told.entry(server).or_default();
+        *told = number.max(*told);
     }
 
-    /// Follows the committed state: forgets servers that are not alive.
-    pub fn follow(&mut self, live: &BTreeSet<ServerId>, now: Moment) {
+    /// Takes a tablet server's report, unless a newer one came before it.
+    pub fn report(&mut self, server: ServerId, number: u64, report: master::ServerLoad, now: Moment) {
+        self.tell(server, number);
+        let before = self.loads.get(&server);
+        if before.is_some_and(|before| number <= before.number) {
+            return;
+        }
+        let passed = before.map(|before| now.saturating_since(before.at).as_millis());
+        let load = Load {
+            at: now,
+            interval_ms: passed.map_or(0, |ms| u64::try_from(ms).unwrap_or(u64::MAX).max(1)),
+            number,
+            first_number: before.map_or(number, |before| before.first_number),
+            cpu_micros: before.map_or(0, |before| report.cpu_micros.saturating_sub(before.report.cpu_micros)),
+            tablets: report.tablets.iter().map(|tablet| (TabletId(tablet.tablet_id), *tablet)).collect(),
+            report: master::ServerLoad { tablets: Vec::new(), ..report },
+        };
+        self.loads.insert(server, load);
+    }
+
+    /// Whether what the server reported last was gathered after it had told no more than `told`.
+    pub fn has_reported_since(&self, server: ServerId, told: &Told) -> bool {
+        // It registered later.
+        let Some(told) = told.get(&server) else { return true };
+        // Without a word from it then, its first report may have been under way for just as long.
+        let is_later = |load: &Load| load.number > told.unwrap_or(load.first_number) + REPORTS_IN_FLIGHT_MAX;
+        self.loads.get(&server).is_some_and(is_later)
+    }
+
+    /// Follows the committed state: forgets servers that are not alive, notes what is new.
+    pub fn follow(&mut self, state: &State, now: Moment) {
+        let live = state.servers.live();
         self.leases.follow(live, now);
         self.loads.retain(|server, _| live.contains(server));
+        self.told.retain(|server, _| live.contains(server));
         self.draining.retain(|server| live.contains(server));
         self.trimmed.retain(|server, _| live.contains(server));
         self.flights.retain(|_, flight| match flight.state {
             FlightState::Running => true,
             FlightState::Resting { until, .. } => now.saturating_since(until) < FAILURE_KEPT,
         });
+        self.note_openings(state, now);
+        self.note_unnamed(state);
+    }
+
+    fn note_openings(&mut self, state: &State, now: Moment) {
+        let opening = state.index.opening().values().flatten().filter_map(|tablet| state.row(*tablet));
+        let since = |row: &MetaRow| match self.opening_since.get(&row.tablet) {
+            Some((epoch, since)) if *epoch == row.epoch => *since,
+            Some(_) | None => now,
+        };
+        self.opening_since = opening.map(|row| (row.tablet, (row.epoch, since(row)))).collect();
+    }
+
+    /// Remembers what servers had told when a file was first seen to be let go.
+    fn note_unnamed(&mut self, state: &State) {
+        let entries = state.deletions.entries();
+        self.unnamed_at.retain(|entry, _| entries.contains_key(entry));
+        let told = |server: &ServerId| (*server, self.told.get(server).copied());
+        let told: Arc<Told> = Arc::new(state.servers.live().iter().map(told).collect());
+        for entry in entries.keys() {
+            self.unnamed_at.entry(*entry).or_insert_with(|| told.clone());
+        }
     }
 
     pub fn is_running(&self, key: &ActionKey) -> bool {

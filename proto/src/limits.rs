@@ -20,3 +20,6 @@ pub const TABLE_NAME_BYTES_MAX: usize = 50;
 pub const READ_MODIFY_WRITE_RULES_MAX: usize = 100_000;
 /// Most rows in one batch to one tablet.
 pub const BATCH_ROWS_MAX: usize = 100_000;
+/// Most lease renewals that one tablet server has under way, each with a report of its own: a report whose
+/// number is larger by more than this than one that was heard was gathered after that one was heard.
+pub const REPORTS_IN_FLIGHT_MAX: u64 = 4;

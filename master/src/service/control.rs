@@ -75,7 +75,12 @@ impl ControlService {
             }
             let grant = volatile.leases.grant(server, arrival, arrival_micros, term);
             if grant == Grant::Granted {
-                volatile.report(server, request.load.unwrap_or_default(), self.0.env.clock.now());
+                volatile.report(
+                    server,
+                    request.report_number,
+                    request.load.unwrap_or_default(),
+                    self.0.env.clock.now(),
+                );
                 if request.draining && volatile.draining.insert(server) {
                     self.0.wake.notify_one();
                 }
@@ -138,6 +143,8 @@ impl ControlService {
             add: request.add.into_iter().map(|group| (group.locality_group, files(group.files))).collect(),
             logs_done: request.logs_done.into_iter().map(ServerId).collect(),
         };
+        // Before the files are un-named: older reports know nothing of who reads them.
+        self.0.volatile.lock().tell(commit.server, request.report_number);
         match self.0.propose(Command::CommitFiles(Box::new(commit))).await? {
             Reply::Row(row) => Ok(*row),
             reply => Err(unexpected(reply)),
@@ -198,6 +205,7 @@ impl MasterControl for ControlService {
         request: Request<TabletReleasedRequest>,
     ) -> Result<Response<TabletReleasedResponse>, Status> {
         let request = request.into_inner();
+        self.0.volatile.lock().tell(ServerId(request.server_id), request.report_number);
         let command = Command::Release { server: ServerId(request.server_id), key: key(request.tablet)? };
         self.0.propose(command).await?;
         Ok(Response::new(TabletReleasedResponse {}))

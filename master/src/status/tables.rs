@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::assign::ActionKey;
 use crate::state::State;
 use crate::state::row::{MetaRow, TabletState};
 use crate::state::tables::{Table, TableState};
@@ -121,7 +122,7 @@ fn tablet(state: &State, volatile: &Volatile, table: &Table, row: &MetaRow) -> T
             TabletState::Closing(..) => "closing",
             TabletState::Failed => "failed",
         },
-        failure: row.failure.as_ref().map(|failure| failure.reason.clone()).unwrap_or_default(),
+        failure: failure(volatile, row),
         file_bytes: row.bytes(),
         files: row.files().count(),
         memtable_bytes,
@@ -129,6 +130,16 @@ fn tablet(state: &State, volatile: &Volatile, table: &Table, row: &MetaRow) -> T
         writes_per_s,
         needed_logs: row.needed_logs.iter().map(|server| server.0).collect(),
     }
+}
+
+/// Why it failed last; else what keeps the order to open it from its owner.
+fn failure(volatile: &Volatile, row: &MetaRow) -> String {
+    let order = match row.state {
+        TabletState::Opening(server) => volatile.problem(&ActionKey::Open(server)),
+        TabletState::Unassigned | TabletState::Open(_) | TabletState::Closing(..) | TabletState::Failed => None,
+    };
+    let failure = row.failure.as_ref().map(|failure| failure.reason.as_str());
+    failure.or(order.as_deref()).unwrap_or_default().to_owned()
 }
 
 /// Bytes in memory, rows read and rows written per second, as its owner reported last.

@@ -394,7 +394,8 @@ impl TabletServerControl for Control {
             let shared = self.0.clone();
             self.0.env.tasks.spawn("fake close", async move {
                 shared.rows.lock().remove(&tablet.tablet_id);
-                let request = TabletReleasedRequest { server_id: shared.id, tablet: Some(tablet), ..Default::default() };
+                let request =
+                    TabletReleasedRequest { server_id: shared.id, tablet: Some(tablet), ..Default::default() };
                 let released = shared.call(|mut master| async move { master.tablet_released(request).await });
                 released.await.expect("released");
             });
