@@ -10,6 +10,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::task::Pause;
+
 /// A point on one process's monotonic clock. Comparable only with moments of the same process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Moment(Duration);
@@ -124,15 +126,21 @@ pub struct SimulatedClock {
     rate: f64,
     wall_start_micros: i64,
     start: tokio::time::Instant,
+    pause: Pause,
 }
 
 impl SimulatedClock {
     /// Runs at `rate` times the speed of simulated time (1.0 is exact); wall time starts at
     /// `wall_start_micros`. Must be created inside the simulated host.
-    #[allow(clippy::disallowed_methods)] // tokio's clock is the simulated one here
     pub fn new(rate: f64, wall_start_micros: i64) -> SimulatedClock {
+        SimulatedClock::pausable(rate, wall_start_micros, Pause::new())
+    }
+
+    /// The same, for a process that `pause` may stop: its time goes on, its sleeps do not end.
+    #[allow(clippy::disallowed_methods)] // tokio's clock is the simulated one here
+    pub fn pausable(rate: f64, wall_start_micros: i64, pause: Pause) -> SimulatedClock {
         assert!(rate > 0.0, "a clock runs forward");
-        SimulatedClock { rate, wall_start_micros, start: tokio::time::Instant::now() }
+        SimulatedClock { rate, wall_start_micros, start: tokio::time::Instant::now(), pause }
     }
 
     #[allow(clippy::disallowed_methods)]
@@ -152,7 +160,11 @@ impl ClockSource for SimulatedClock {
 
     #[allow(clippy::disallowed_methods)]
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(tokio::time::sleep(duration.div_f64(self.rate)))
+        let (sleep, pause) = (tokio::time::sleep(duration.div_f64(self.rate)), self.pause.clone());
+        Box::pin(async move {
+            sleep.await;
+            pause.running().await;
+        })
     }
 }
 

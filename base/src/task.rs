@@ -12,6 +12,10 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+mod pause;
+
+pub use pause::{Gated, Pause};
+
 /// Handle on a group of tasks. Clones mean the same group.
 #[derive(Clone, Debug)]
 pub struct Tasks {
@@ -19,6 +23,8 @@ pub struct Tasks {
     token: CancellationToken,
     panicked: Arc<Mutex<Option<&'static str>>>,
     blocking: Blocking,
+    /// Set in simulation, where a process may be paused.
+    pause: Option<Pause>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +47,19 @@ impl Tasks {
         Tasks::with_blocking(Blocking::Inline)
     }
 
+    /// Like [`Tasks::simulated`], for a process that `pause` may stop.
+    pub fn pausable(pause: Pause) -> Tasks {
+        Tasks { pause: Some(pause), ..Tasks::simulated() }
+    }
+
     fn with_blocking(blocking: Blocking) -> Tasks {
-        Tasks { tracker: TaskTracker::new(), token: CancellationToken::new(), panicked: Arc::default(), blocking }
+        Tasks {
+            tracker: TaskTracker::new(),
+            token: CancellationToken::new(),
+            panicked: Arc::default(),
+            blocking,
+            pause: None,
+        }
     }
 
     /// A group of its own that ends with this one (its tasks still have to be joined by it, or by
@@ -53,6 +70,7 @@ impl Tasks {
             token: self.token.child_token(),
             panicked: Arc::default(),
             blocking: self.blocking,
+            pause: self.pause.clone(),
         }
     }
 
@@ -73,13 +91,17 @@ impl Tasks {
     #[allow(clippy::disallowed_methods)] // this is the one place that spawns
     pub fn spawn_to_end(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let group = self.clone();
-        self.tracker.spawn(async move {
+        let task = async move {
             if AssertUnwindSafe(future).catch_unwind().await.is_err() {
                 tracing::error!(task = name, "task panicked; shutting down");
                 group.panicked.lock().get_or_insert(name);
                 group.token.cancel();
             }
-        });
+        };
+        match &self.pause {
+            Some(pause) => self.tracker.spawn(pause.gate(task)),
+            None => self.tracker.spawn(task),
+        };
     }
 
     /// Runs `work` where blocking is allowed, and returns its result.

@@ -9,9 +9,13 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 #[cfg(feature = "sim")]
+mod faulty;
+#[cfg(feature = "sim")]
 mod simulated;
 mod tcp;
 
+#[cfg(feature = "sim")]
+pub use faulty::FaultyTransport;
 #[cfg(feature = "sim")]
 pub use simulated::SimulatedTransport;
 pub use tcp::TcpTransport;

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use self::state::{InodeId, State};
 use super::{DirEntry, Disk, DiskFile, DiskLock, OpenMode};
 use crate::clock::Clock;
+use crate::task::Pause;
 
 mod state;
 #[cfg(test)]
@@ -52,6 +53,8 @@ pub struct DiskFaults {
     pub capacity_bytes: Option<u64>,
     /// Every sync takes this much longer.
     pub sync_delay: Duration,
+    /// Every read and write of a file takes this long.
+    pub access_delay: Duration,
 }
 
 /// The disk of one host. Clones mean the same disk.
@@ -66,8 +69,13 @@ impl SimDisk {
 
     /// The disk as the process that starts now sees it, until the next crash. Delays run on `clock`.
     pub fn mount(&self, clock: Clock) -> Arc<dyn Disk> {
+        self.mount_pausable(clock, Pause::new())
+    }
+
+    /// The same, for a process that `pause` may stop.
+    pub fn mount_pausable(&self, clock: Clock, pause: Pause) -> Arc<dyn Disk> {
         let process = self.0.lock().process;
-        Arc::new(Mounted { disk: self.clone(), clock, process })
+        Arc::new(Mounted { disk: self.clone(), clock, pause, process })
     }
 
     /// All processes of the host end; the machine runs on.
@@ -90,6 +98,11 @@ impl SimDisk {
         self.0.lock().flip_bit(path, bit)
     }
 
+    /// A file's content, as the running process sees it.
+    pub fn content(&self, path: &Path) -> Option<Bytes> {
+        self.0.lock().content(path)
+    }
+
     /// Files as the running process sees them, with their lengths.
     pub fn files(&self) -> Vec<(PathBuf, u64)> {
         self.0.lock().list_all()
@@ -106,6 +119,7 @@ impl fmt::Debug for SimDisk {
 struct Mounted {
     disk: SimDisk,
     clock: Clock,
+    pause: Pause,
     process: u64,
 }
 
@@ -120,7 +134,12 @@ impl Mounted {
     }
 
     async fn breathe(&self) {
+        let delay = self.disk.0.lock().faults.access_delay;
+        if !delay.is_zero() {
+            self.clock.sleep(delay).await;
+        }
         tokio::task::yield_now().await;
+        self.pause.running().await;
     }
 }
 

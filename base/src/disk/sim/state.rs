@@ -177,6 +177,11 @@ impl State {
         self.cached_names.iter().map(|(path, inode)| (path.clone(), self.len(*inode))).collect()
     }
 
+    pub(super) fn content(&self, path: &Path) -> Option<Bytes> {
+        let inode = self.cached_names.get(path)?;
+        self.inodes.get(inode).map(|inode| Bytes::copy_from_slice(&inode.cached))
+    }
+
     pub(super) fn sync_dir(&mut self, dir: &Path) -> io::Result<()> {
         if !self.dirs.contains(dir) {
             return Err(io::Error::from(io::ErrorKind::NotFound));
