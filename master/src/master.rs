@@ -1,5 +1,6 @@
 //! A running master: one member of the master group, with its services and its status page.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -104,6 +105,16 @@ impl Master {
     /// What is broken in the local state, if anything: for tests and tools.
     pub fn check(&self) -> Result<(), String> {
         self.shared.consensus.read(State::check)
+    }
+
+    /// Every file that the local state names, and every one that waits to be deleted: for tests and tools.
+    pub fn files(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        self.shared.consensus.read(|state| (state.named_files(), state.unnamed_files()))
+    }
+
+    /// Tablets in all, and of those the ones that are open: for tests and tools.
+    pub fn open_tablets(&self) -> (usize, usize) {
+        self.shared.consensus.read(State::open_tablets)
     }
 
     /// The status as JSON: `path` as in `/api/v1/<path>`. None when there is no such path.

@@ -11,6 +11,7 @@
 //! | `sort`, [`recovery_file`], `replay` | recovery of a dead server's log |
 //! | `service`, `masters`, `load`, `pins` | RPC in and out; which files are still read |
 //! | [`parent`] | the watching parent process |
+//! | `observe` | what simulation sees of it |
 //!
 //! The storage fences, the master decides; what this server checks by itself is advice, except for
 //! its lease, which protects reads.
@@ -28,6 +29,7 @@ mod lease;
 mod load;
 mod masters;
 pub mod memory;
+mod observe;
 mod open;
 pub mod parent;
 mod pins;
@@ -71,6 +73,7 @@ use tablets::Tablets;
 
 pub use config::{ConfigError, TabletServerConfig};
 pub use incarnation::Ended;
+pub use observe::ServedTablet;
 
 /// Where a tablet server keeps things.
 #[derive(Clone, Debug)]

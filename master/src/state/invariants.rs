@@ -35,6 +35,24 @@ impl State {
         Ok(())
     }
 
+    /// Files that a row or a recovery names.
+    pub fn named_files(&self) -> BTreeSet<String> {
+        let of_rows = self.meta.rows().flat_map(MetaRow::names).map(|path| path.to_string());
+        let unfinished = self.recoveries.unfinished().iter().filter_map(|server| self.recoveries.get(*server));
+        let of_recoveries = unfinished.flat_map(Recovery::names).map(|path| path.to_string());
+        of_rows.chain(of_recoveries).filter(|path| !path.is_empty()).collect()
+    }
+
+    /// Files that nothing names any more and that wait for their deletion.
+    pub fn unnamed_files(&self) -> BTreeSet<String> {
+        self.deletions.entries().values().map(|path| path.to_string()).collect()
+    }
+
+    /// Tablets in all, and those of them that are open.
+    pub fn open_tablets(&self) -> (usize, usize) {
+        (self.meta.rows().count(), self.meta.rows().filter(|row| row.is_open()).count())
+    }
+
     fn check_coverage(&self) -> Result<(), String> {
         let mut covered: BTreeSet<TableId> = BTreeSet::new();
         let mut previous: Option<&MetaRow> = None;

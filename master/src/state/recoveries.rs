@@ -99,7 +99,7 @@ impl Recovery {
         segments.map(|segment| segment.range.end - segment.range.start).sum()
     }
 
-    fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         let segments = self.seal.iter().flat_map(|seal| &seal.segments);
         segments.filter_map(|segment| Some(&segment.sorted.as_ref()?.path)).filter(|path| !path.is_empty())
     }

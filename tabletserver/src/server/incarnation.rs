@@ -7,7 +7,7 @@
 use tokio::sync::watch;
 use uruk_base::commit_log::{LogError, LogId};
 use uruk_base::planted::{Planted, is_planted};
-use uruk_base::{Clock, Tasks};
+use uruk_base::{Clock, Moment, Tasks};
 use uruk_proto::{ErrorCode, RpcError, ServerId};
 
 use super::lease::{Lease, LeaseStatus};
@@ -120,6 +120,11 @@ impl Incarnation {
         if !is_planted(Planted::ReadWithoutLease) {
             self.end(Ended::LeaseLost);
         }
+    }
+
+    /// Whether it would serve at `now`; unlike [`Incarnation::check`] it changes nothing.
+    pub fn would_serve_at(&self, now: Moment) -> bool {
+        self.ended.borrow().is_none() && (is_planted(Planted::ReadWithoutLease) || self.lease.peek(now))
     }
 
     /// Whether a write that is durable may be acknowledged: its outcome is unknown otherwise.

@@ -82,6 +82,11 @@ impl Lease {
         *state = state.granted(sent, now);
     }
 
+    /// Whether it is held at `now`; remembers nothing.
+    pub fn peek(&self, now: Moment) -> bool {
+        matches!(self.0.lock().status(now), LeaseStatus::Held(_))
+    }
+
     /// See [`LeaseState::status`]; remembers a lapse.
     pub fn status(&self, now: Moment) -> LeaseStatus {
         let mut state = self.0.lock();
