@@ -1,152 +1,99 @@
-//! Put, scan, kill, scan: the main line of the whole system.
+//! Scenarios: which faults a run knows. `mix`, with all of them, is what most seeds get.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::fmt;
+use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
-use futures::StreamExt;
-use parking_lot::Mutex;
-use uruk_base::Env;
-use uruk_client::{Client, FamilySpec, Mutation, RowMutation, RowRange, ScanOptions, Table};
+use crate::nemesis::Fault;
 
-use crate::cluster::{self, Cluster, MASTER};
-use crate::host::Host;
-
-const FAMILY: &str = "f";
-const ROWS: u64 = 300;
-const TABLETS: u64 = 6;
-
-/// What a run did.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Rows written and acknowledged.
-    pub rows: usize,
-    /// Whole scans that were checked.
-    pub scans: u64,
-}
-
-/// What the client asks of the world around it.
-#[derive(Default)]
-struct Orders {
-    crash: Option<String>,
-    bounce: Option<String>,
-    report: Option<Report>,
-}
-
-/// Runs the scenario to its end.
-pub fn put_scan_kill_scan(sim: &mut turmoil::Sim<'_>, seed: u64) -> Result<Report> {
-    let cluster = cluster::build(sim, seed);
-    let orders: Arc<Mutex<Orders>> = Arc::default();
-    let (client_host, client_orders) = (Host::new("client", seed), orders.clone());
-    sim.client("client", async move {
-        let env = client_host.start();
-        let report = drive(&env, &client_orders).await;
-        let report = report.map_err(|error| -> Box<dyn std::error::Error> { format!("{error:#}").into() })?;
-        client_orders.lock().report = Some(report);
-        Ok(())
-    });
-    loop {
-        let ended = sim.step().map_err(|error| anyhow::anyhow!("{error}"))?;
-        let mut orders = orders.lock();
-        if let Some(name) = orders.crash.take() {
-            crash(sim, &cluster, &name)?;
+macro_rules! scenarios {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal [$($fault:ident),*],)+) => {
+        /// What may go wrong in a run.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        pub enum Scenario {
+            $($(#[doc = $doc])+ $variant,)+
         }
-        if let Some(name) = orders.bounce.take() {
-            sim.bounce(name);
-        }
-        if ended {
-            return orders.report.take().context("the scenario ended without a report");
-        }
-    }
-}
 
-/// Power loss: the network goes first, so that nobody hears a farewell.
-fn crash(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, name: &str) -> Result<()> {
-    let host = cluster.hosts.get(name).with_context(|| format!("no host {name}"))?;
-    for other in cluster.hosts.keys().map(String::as_str).chain(["client"]).filter(|other| *other != name) {
-        sim.partition(name, other);
-    }
-    sim.crash(name);
-    host.disk().power_loss();
-    for other in cluster.hosts.keys().map(String::as_str).chain(["client"]).filter(|other| *other != name) {
-        sim.repair(name, other);
-    }
-    Ok(())
-}
+        impl Scenario {
+            /// All of them.
+            pub const ALL: &'static [Scenario] = &[$(Scenario::$variant,)+];
 
-async fn drive(env: &Env, orders: &Mutex<Orders>) -> Result<Report> {
-    let client = Client::connect(env, &[MASTER.to_owned()])?;
-    let splits: Vec<Bytes> = (1..TABLETS).map(|n| key(n * ROWS / TABLETS)).collect();
-    let families = [FamilySpec::new(FAMILY)];
-    let make = client.create_table("t", &families, &splits);
-    make.await.context("create table")?;
-    let table = client.table("t").await?;
+            /// Its name on the command line.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Scenario::$variant => $name,)+
+                }
+            }
 
-    let mut written = BTreeMap::new();
-    write(env, &table, 0..ROWS / 2, &mut written).await?;
-    let mut report = Report::default();
-    scan_all(&table, &written, &mut report).await.context("the first scan")?;
+            /// In one line.
+            pub fn description(self) -> &'static str {
+                match self {
+                    $(Scenario::$variant => concat!($($doc),+).trim(),)+
+                }
+            }
 
-    orders.lock().crash = Some("ts-1".to_owned());
-    write(env, &table, ROWS / 2..ROWS, &mut written).await?;
-    scan_all(&table, &written, &mut report).await.context("the scan after the first kill")?;
-
-    orders.lock().bounce = Some("ts-1".to_owned());
-    orders.lock().crash = Some("ts-2".to_owned());
-    write(env, &table, 0..ROWS / 4, &mut written).await?;
-    scan_all(&table, &written, &mut report).await.context("the scan after the second kill")?;
-    report.rows = written.len();
-    Ok(report)
-}
-
-fn key(n: u64) -> Bytes {
-    Bytes::from(format!("row{n:06}"))
-}
-
-/// Writes the rows, some alone and some in batches, each with a value of its own.
-async fn write(
-    env: &Env,
-    table: &Table,
-    rows: std::ops::Range<u64>,
-    written: &mut BTreeMap<Bytes, Bytes>,
-) -> Result<()> {
-    let mut next = rows.start;
-    while next < rows.end {
-        let count = env.random.range(1..10).min(rows.end - next);
-        let batch: Vec<(Bytes, Bytes)> =
-            (next..next + count).map(|n| (key(n), Bytes::from(format!("{n}:{:016x}", env.random.u64())))).collect();
-        next += count;
-        if let [(key, value)] = &batch[..] {
-            let mutation = Mutation::set(FAMILY, "q", value.clone());
-            table.mutate_row(key.clone(), vec![mutation]).await.with_context(|| format!("write {key:?}"))?;
-        } else {
-            let rows = batch
-                .iter()
-                .map(|(key, value)| RowMutation::new(key.clone(), vec![Mutation::set(FAMILY, "q", value.clone())]));
-            for result in table.mutate_rows(rows.collect()).await {
-                result.context("batch")?;
+            /// The faults that it draws from.
+            pub const fn faults(self) -> &'static [Fault] {
+                match self {
+                    $(Scenario::$variant => &[$(Fault::$fault),*],)+
+                }
             }
         }
-        written.extend(batch);
-    }
-    Ok(())
+    };
 }
 
-/// Reads everything: exactly the acknowledged rows, in order, each with its newest value.
-async fn scan_all(table: &Table, written: &BTreeMap<Bytes, Bytes>, report: &mut Report) -> Result<()> {
-    let mut wanted = written.iter();
-    let mut rows = table.scan(RowRange::ALL, ScanOptions::default());
-    while let Some(row) = rows.next().await {
-        let row = row?;
-        let Some((key, value)) = wanted.next() else { bail!("{:?} was never written", row.key()) };
-        ensure!(row.key() == key, "{:?} in place of {key:?}", row.key());
-        let found = row.value(FAMILY, "q");
-        ensure!(found == Some(value), "{key:?} is {found:?}, not {value:?}");
+scenarios! {
+    /// Everything that is tolerated, alone and together.
+    Mix = "mix" [
+        Crash, Crash, Crash, PowerLoss, PowerLossOfAll, Partition, OneWay, Hold, Reset, SlowNetwork, SlowDisk,
+        StalledDisk, FullDisk, DamagedDisk, FlippedBit, Pause
+    ],
+    /// Nothing goes wrong.
+    Calm = "calm" [],
+    /// Processes are killed and started again at once, later, or never.
+    Crash = "crash" [Crash],
+    /// Machines lose power, one by one and all at once.
+    Power = "power" [PowerLoss, PowerLossOfAll, Crash],
+    /// The network falls apart, in both directions or in one.
+    Partition = "partition" [Partition, OneWay],
+    /// Messages are late or held back, connections break.
+    Network = "network" [Hold, Reset, SlowNetwork],
+    /// Disks are slow, stall, fill up, fail, and forget; one machine's only lose data.
+    Disk = "disk" [SlowDisk, StalledDisk, FullDisk, DamagedDisk, FlippedBit, Crash],
+    /// Processes stand still for longer than their lease, and go on as if nothing had happened.
+    Pause = "pause" [Pause],
+    /// Machines are killed while others that hold the same data lose power.
+    CrashAndPower = "crash-and-power" [Crash, Crash, PowerLoss, PowerLossOfAll, Partition],
+    /// Tablet servers alone are killed, paused and cut off.
+    Failover = "failover" [CrashTabletServer, PauseTabletServer, CutTabletServer],
+    /// The storage's own processes alone are killed, cut off and lose power.
+    Storage = "storage" [CrashStorage, CutStorage, PowerLossOfStorage, SlowDisk],
+    /// Masters alone are killed and cut off, while their tablet servers come and go.
+    Masters = "masters" [CutMaster, PauseMaster, CrashMaster, CrashTabletServer],
+    /// Clock rates differ by more than the masters were told: only availability may be lost.
+    ClockBeyond = "clock-beyond" [Crash, Partition, Pause],
+}
+
+impl Scenario {
+    /// What a seed gets when nobody says otherwise.
+    pub fn of_seed(seed: u64) -> Scenario {
+        match seed % 3 {
+            0 | 1 => Scenario::Mix,
+            _ => Scenario::ALL[(seed / 3) as usize % Scenario::ALL.len()],
+        }
     }
-    ensure!(wanted.next().is_none(), "the scan ends early");
-    report.scans += 1;
-    tracing::info!(rows = written.len(), at_ms = Duration::as_millis(&turmoil::elapsed()) as u64, "scan is whole");
-    Ok(())
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Scenario, String> {
+        let known = Scenario::ALL.iter().copied().find(|scenario| scenario.name() == name);
+        known.ok_or_else(|| format!("no scenario is named {name:?}; `uruk-sim scenarios` lists them"))
+    }
 }

@@ -83,14 +83,8 @@ pub enum Workload {
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Workload; 6] = [
-        Workload::Rows,
-        Workload::Batches,
-        Workload::Scans,
-        Workload::Tables,
-        Workload::LinkedList,
-        Workload::Ingest,
-    ];
+    pub const ALL: [Workload; 6] =
+        [Workload::Rows, Workload::Batches, Workload::Scans, Workload::Tables, Workload::LinkedList, Workload::Ingest];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -109,12 +103,7 @@ impl Workload {
 ///
 /// # Errors
 /// What no fault can explain: bad arguments, an answer that breaks the protocol.
-pub async fn run(
-    _workload: Workload,
-    env: &Env,
-    _masters: &[String],
-    shared: &Arc<Shared>,
-) -> anyhow::Result<()> {
+pub async fn run(_workload: Workload, env: &Env, _masters: &[String], shared: &Arc<Shared>) -> anyhow::Result<()> {
     while shared.phase() != Phase::Stop {
         env.clock.sleep(std::time::Duration::from_millis(100)).await;
     }

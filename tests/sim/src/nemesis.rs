@@ -1,0 +1,188 @@
+//! Who breaks things: draws faults from the seed, one after the other and several at once, and takes
+//! them back again.
+//!
+//! What the design tolerates, and so what is drawn: any number of killed processes, machines without
+//! power (everything synced stays), cut links, slow and full disks; data damaged on the disk of **one**
+//! machine, the same one for the whole run.
+
+use std::time::Duration;
+
+use uruk_base::Random;
+
+use crate::cluster::Role;
+use crate::tuning::DISK_RESERVE_BYTES;
+use crate::world::{Link, World};
+
+mod draw;
+mod hit;
+
+use draw::Draw;
+
+/// A kind of fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// A process is killed.
+    Crash,
+    /// ... a tablet server's.
+    CrashTabletServer,
+    /// ... a controller's or chunk server's.
+    CrashStorage,
+    /// ... a master's.
+    CrashMaster,
+    /// A machine loses power.
+    PowerLoss,
+    /// ... one of the storage.
+    PowerLossOfStorage,
+    /// All machines but the clients' lose power within one tick.
+    PowerLossOfAll,
+    /// Two groups do not hear each other.
+    Partition,
+    /// One group does not hear another.
+    OneWay,
+    /// A tablet server is cut off from some of the others.
+    CutTabletServer,
+    /// A controller or chunk server is.
+    CutStorage,
+    /// A master is.
+    CutMaster,
+    /// Messages between two machines wait, and all come at once.
+    Hold,
+    /// A machine's connections break.
+    Reset,
+    /// Messages between two machines take long.
+    SlowNetwork,
+    /// A disk takes long for everything.
+    SlowDisk,
+    /// A disk does nothing for a while.
+    StalledDisk,
+    /// A disk is full.
+    FullDisk,
+    /// The damaged machine's disk fails some reads, writes or syncs.
+    DamagedDisk,
+    /// A bit flips in a finished file of the damaged machine.
+    FlippedBit,
+    /// A process stands still.
+    Pause,
+    /// ... a tablet server's.
+    PauseTabletServer,
+    /// ... a master's.
+    PauseMaster,
+}
+
+/// What ends a fault.
+#[derive(Clone, Debug)]
+enum Undo {
+    Restart(String),
+    Unblock(Vec<Link>),
+    Release(Vec<Link>),
+    Latency(Vec<Link>),
+    Disk(String),
+    Resume(String),
+    ReportDeath(u64),
+}
+
+/// Faults to come, and faults to take back.
+pub struct Nemesis {
+    draw: Draw,
+    faults: &'static [Fault],
+    gap: Duration,
+    next: Duration,
+    end: Duration,
+    undo: Vec<(Duration, Undo)>,
+    /// How many faults have been done.
+    pub done: u64,
+}
+
+/// A process that ended by itself is started again after this, at most.
+const RESTART_DELAY_MAX: Duration = Duration::from_secs(1);
+/// No fault before this: the cluster starts.
+const QUIET_START: Duration = Duration::from_secs(2);
+
+impl Nemesis {
+    /// Begins quietly, and stops at `end`.
+    pub fn new(seed: u64, faults: &'static [Fault], gap: Duration, end: Duration) -> Nemesis {
+        let draw = Draw(Random::from_seed(seed ^ 0x6e65_6d65));
+        Nemesis { draw, faults, gap, next: QUIET_START, end, undo: Vec::new(), done: 0 }
+    }
+
+    /// What is due now.
+    pub fn step(&mut self, world: &mut World) {
+        self.bury_ended(world);
+        let now = world.now();
+        while let Some(due) = self.undo.iter().position(|(at, _)| *at <= now) {
+            let (_, undo) = self.undo.remove(due);
+            undo.apply(world);
+        }
+        if now >= self.next && now < self.end && !self.faults.is_empty() {
+            let fault = *self.draw.one(self.faults).expect("not empty");
+            self.hit(fault, world);
+            self.done += 1;
+            // Sometimes two at once.
+            self.next = if self.draw.chance(0.2) { now } else { now + self.draw.about(self.gap) };
+        }
+    }
+
+    /// Takes everything back, at once.
+    pub fn heal(&mut self, world: &mut World) {
+        for (_, undo) in std::mem::take(&mut self.undo) {
+            if let Undo::ReportDeath(_) = undo {
+                undo.apply(world);
+            }
+        }
+        world.heal();
+    }
+
+    fn later(&mut self, world: &World, after: Duration, undo: Undo) {
+        self.undo.push((world.now() + after, undo));
+    }
+
+    /// Processes that ended by themselves are started again, as a service manager would.
+    pub fn bury_ended(&mut self, world: &mut World) {
+        let registry = world.setting.registry.clone();
+        while let Some((name, _)) = registry.take_ended() {
+            if !world.is_up(&name) {
+                continue;
+            }
+            world.bury(&name);
+            self.report_death(world, &name);
+            let after = self.draw.up_to(RESTART_DELAY_MAX);
+            self.later(world, after, Undo::Restart(name));
+        }
+    }
+
+    /// The parent of a dead tablet server says so: at once, late, or never.
+    fn report_death(&mut self, world: &World, name: &str) {
+        if world.role(name) != Role::TabletServer {
+            return;
+        }
+        let Some(nonce) = world.setting.registry.nonce(name) else { return };
+        let after = match self.draw.below(4) {
+            0 | 1 => Duration::from_millis(1),
+            2 => self.draw.up_to(Duration::from_secs(12)),
+            _ => return,
+        };
+        self.later(world, after, Undo::ReportDeath(nonce));
+    }
+}
+
+impl Undo {
+    fn apply(self, world: &mut World) {
+        match self {
+            Undo::Restart(name) => world.restart(&name),
+            Undo::Unblock(links) => world.unblock(&links),
+            Undo::Release(links) => world.release(&links),
+            Undo::Latency(links) => {
+                let latency = world.setting.plan.latency;
+                links.iter().for_each(|link| world.set_latency(link, latency));
+            }
+            Undo::Disk(name) => world.host(&name).disk().faults(|faults| *faults = Default::default()),
+            Undo::Resume(name) => world.host(&name).pause().resume(),
+            Undo::ReportDeath(nonce) => world.setting.registry.report_death(nonce),
+        }
+    }
+}
+
+/// Bytes of a disk that is full but for its reserve.
+fn full_but_reserve(used: u64) -> u64 {
+    used + DISK_RESERVE_BYTES / 2
+}

@@ -1,0 +1,96 @@
+//! What a seed decides before the run begins: sizes, clocks, workloads, how hard it is hit.
+
+use std::time::Duration;
+
+use uruk_base::Random;
+
+use crate::host::ClockError;
+use crate::scenario::Scenario;
+use crate::stub::Workload;
+use crate::tuning::{CLOCK_RATE_ERROR_PPM, Tuning};
+
+/// Beyond the bound: clocks are wrong by up to this many parts per million.
+const BEYOND_PPM: u32 = 400_000;
+/// Wall clocks are wrong by up to this many microseconds.
+const WALL_ERROR_MICROS: u64 = 200_000;
+/// The network's usual greatest delay, in microseconds.
+const LATENCY_MICROS: [u64; 4] = [500, 1_000, 3_000, 10_000];
+
+/// One run, but for what happens in it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Decides everything.
+    pub seed: u64,
+    /// What may go wrong.
+    pub scenario: Scenario,
+    /// Controllers of the chunk store.
+    pub controllers: usize,
+    /// Chunk servers.
+    pub chunk_servers: usize,
+    /// Masters.
+    pub masters: usize,
+    /// Tablet servers.
+    pub tablet_servers: usize,
+    /// The workloads of each client.
+    pub clients: Vec<Vec<Workload>>,
+    /// Sizes and settings of the processes.
+    pub tuning: Tuning,
+    /// Faults come about this often.
+    pub fault_gap: Duration,
+    /// How long they come.
+    pub fault_time: Duration,
+    /// Messages take up to this long.
+    pub latency: Duration,
+    /// Which chunk server is the one whose disk may lose data.
+    pub damaged: usize,
+    clock_ppm: u32,
+}
+
+impl Plan {
+    /// Draws the plan of a seed.
+    pub fn draw(seed: u64, scenario: Scenario, fault_time: Duration) -> Plan {
+        let random = Random::from_seed(seed ^ 0x706c_616e);
+        let pick = |from: &[usize]| from[random.range(0..from.len() as u64) as usize];
+        let mut workloads = Workload::ALL.to_vec();
+        random.shuffle(&mut workloads);
+        let clients = pick(&[2, 3]);
+        let kept = pick(&[3, 4, workloads.len()]).min(workloads.len());
+        let clients = (0..clients).map(|n| workloads[..kept].iter().copied().skip(n).step_by(clients).collect());
+        let chunk_servers = pick(&[4, 5]);
+        let masters_matter = matches!(scenario, Scenario::Masters | Scenario::ClockBeyond);
+        Plan {
+            seed,
+            scenario,
+            controllers: pick(&[1, 3, 3]),
+            chunk_servers,
+            masters: if masters_matter { 3 } else { pick(&[1, 3, 3]) },
+            tablet_servers: pick(&[3, 4]),
+            clients: clients.collect(),
+            tuning: Tuning::draw(&random),
+            fault_gap: Duration::from_millis(pick(&[300, 1_000, 3_000]) as u64),
+            fault_time,
+            latency: Duration::from_micros(LATENCY_MICROS[random.range(0..LATENCY_MICROS.len() as u64) as usize]),
+            damaged: random.range(1..chunk_servers as u64 + 1) as usize,
+            clock_ppm: match scenario {
+                Scenario::ClockBeyond => BEYOND_PPM,
+                Scenario::Calm => 0,
+                _ => [0, CLOCK_RATE_ERROR_PPM][pick(&[0, 1])],
+            },
+        }
+    }
+
+    /// How wrong this machine's clocks are. The observer's parents and clients are right.
+    pub fn clock_of(&self, name: &str) -> ClockError {
+        if self.clock_ppm == 0 {
+            return ClockError::NONE;
+        }
+        let own = name.bytes().fold(self.seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let random = Random::from_seed(own ^ 0x636c_6f63);
+        // The ends of what is allowed are where things break.
+        let share = [-1.0, -1.0, 1.0, 1.0, random.unit() * 2.0 - 1.0][random.range(0..5) as usize];
+        ClockError {
+            rate: 1.0 + share * f64::from(self.clock_ppm) / 1e6,
+            wall_micros: random.range(0..2 * WALL_ERROR_MICROS) as i64 - WALL_ERROR_MICROS as i64,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `uruk-sim planted`: plants each bug and counts the seeds until the simulation finds it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+use uruk_base::planted::Planted;
+
+use crate::fleet::Fleet;
+use crate::run::Order;
+use crate::scenario::Scenario;
+
+/// Seeds for each bug in the short form.
+const SHORT_SEEDS: u64 = 30;
+
+/// How to search.
+pub struct Search {
+    /// Only this bug.
+    pub bug: Option<Planted>,
+    /// Seeds for each.
+    pub seeds_max: u64,
+    /// Simulated seconds with faults.
+    pub seconds: u64,
+    /// Processes at a time.
+    pub jobs: Option<usize>,
+    /// JSON in place of a table.
+    pub json: bool,
+}
+
+impl Search {
+    /// The same search, with fewer seeds.
+    pub fn shortened(self, short: bool) -> Search {
+        let seeds_max = if short { self.seeds_max.min(SHORT_SEEDS) } else { self.seeds_max };
+        Search { seeds_max, ..self }
+    }
+}
+
+/// A row of the table.
+#[derive(Debug, Serialize)]
+struct Found {
+    bug: &'static str,
+    seeds: Option<u64>,
+    scenario: String,
+    invariant: String,
+}
+
+/// Scenarios in which the bug can show at all; seeds take turns with them.
+fn suited(bug: Planted) -> &'static [Scenario] {
+    use Scenario::{Crash, CrashAndPower, Failover, Masters, Mix, Power, Storage};
+    match bug {
+        Planted::NoFsync | Planted::FenceForgotten => &[Power, CrashAndPower],
+        Planted::ReadWithoutLease => &[Failover, Masters],
+        Planted::UnconfirmedRenewal => &[Masters],
+        Planted::FenceNotChecked | Planted::AckAfterFence | Planted::UnfencedReplica => &[Failover, Storage, Mix],
+        Planted::TooFewAnswers | Planted::SegmentAfterClosing => &[Mix, Storage, Failover],
+        Planted::ReleasedAtFlushStart
+        | Planted::SeqNosReused
+        | Planted::AckBeforeDurable
+        | Planted::VisibleBeforeDurable
+        | Planted::ReplayedTwice
+        | Planted::FlushedAhead => &[Crash, Failover, Mix],
+        Planted::LateReport | Planted::ServesBeforeOpened | Planted::DeathHitsSuccessor => &[Failover, Masters],
+        Planted::CollectedUnnamed | Planted::LateFirstAttempt => &[Mix, Failover],
+    }
+}
+
+/// Searches, prints the table, and fails when a bug is not found.
+pub fn run(search: &Search) -> Result<ExitCode> {
+    let bugs: Vec<Planted> =
+        Planted::ALL.iter().copied().filter(|bug| search.bug.is_none_or(|one| one == *bug)).collect();
+    let mut table = Vec::new();
+    for bug in bugs {
+        let found = find(bug, search)?;
+        if !search.json {
+            match found.seeds {
+                Some(seeds) => println!("{:<45} {seeds:>4} seeds  {} ({})", found.bug, found.invariant, found.scenario),
+                None => println!("{:<45} NOT FOUND in {} seeds", found.bug, search.seeds_max),
+            }
+        }
+        table.push(found);
+    }
+    if search.json {
+        println!("{}", serde_json::to_string(&table)?);
+    }
+    let is_complete = table.iter().all(|found| found.seeds.is_some());
+    Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs seeds in order until one finds the bug.
+fn find(bug: Planted, search: &Search) -> Result<Found> {
+    let mut fleet = Fleet::new(search.jobs);
+    let scenarios = suited(bug);
+    let mut next = 1;
+    loop {
+        while fleet.has_room() && next <= search.seeds_max {
+            let scenario = scenarios[(next - 1) as usize % scenarios.len()];
+            fleet.start(Order { seed: next, scenario, seconds: search.seconds, planted: Some(bug), trace: false })?;
+            next += 1;
+        }
+        let Some(finished) = fleet.wait()? else {
+            return Ok(Found { bug: bug.name(), seeds: None, scenario: String::new(), invariant: String::new() });
+        };
+        if let Some(violation) = finished.report.violation {
+            return Ok(Found {
+                bug: bug.name(),
+                seeds: Some(finished.order.seed),
+                scenario: finished.report.scenario,
+                invariant: violation.invariant,
+            });
+        }
+    }
+}
