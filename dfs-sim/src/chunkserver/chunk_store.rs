@@ -157,12 +157,14 @@ impl ChunkStore {
         Ok((WritingGuard { store: self.clone(), id }, temporary))
     }
 
-    /// A view for clients, mapped and kept.
+    /// A view for clients, mapped and kept. A damaged chunk is read call by call: its disk may answer
+    /// with an error, which a map makes a signal that ends the process.
     pub(super) async fn reader(&self, id: u64) -> Result<BlockReader, StoreError> {
         if let Some(reader) = self.maps.get(FileId::Chunk(id)) {
             return Ok(reader);
         }
         let version = match self.state(id) {
+            Some(chunk) if chunk.damaged.is_some() => return self.scrub_reader(id).await,
             Some(chunk) => chunk.version,
             None => return Err(StoreError::NotFound(format!("chunk {id}"))),
         };
@@ -173,8 +175,8 @@ impl ChunkStore {
         };
         let reader = self.parse(id, map.len() as u64, &map, Source::Mapped(map.clone()))?;
         self.maps.insert(FileId::Chunk(id), reader.clone());
-        // Replaced or deleted while it was being mapped: the next reader maps the new file.
-        if self.state(id).map(|chunk| chunk.version) != Some(version) {
+        // Replaced, deleted or found damaged while it was being mapped: the next reader looks again.
+        if self.state(id).is_none_or(|chunk| chunk.version != version || chunk.damaged.is_some()) {
             self.maps.remove(FileId::Chunk(id));
         }
         Ok(reader)
@@ -216,6 +218,7 @@ impl ChunkStore {
         {
             tracing::error!(chunk = id, what, "a chunk is damaged; it will be replaced from another server");
             chunk.damaged = Some(what.to_owned());
+            self.maps.remove(FileId::Chunk(id));
             self.host.changes.chunk(id);
         }
     }

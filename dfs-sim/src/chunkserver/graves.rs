@@ -2,17 +2,25 @@
 //!
 //! A writer that was stopped before it created a segment may wake after the log was sealed and
 //! deleted: its create must still be refused, so the fence outlives the data (S7).
-//! The file `GRAVES` is a row of 16-byte records: id u64 LE, CRC-32 of the id, zero. A torn
-//! record belongs to a deletion that was not carried out.
+//!
+//! The file `GRAVES` is a row of 16-byte records: the first id u64 LE, CRC-32, the number of ids that
+//! follow it u32 LE. A deletion appends single ids; a start replaces the file by one with a record for
+//! each run of ids. Segments are numbered one after the other, so there are few.
+//!
+//! Invariants:
+//! 1. A grave is durable before it is believed, and believed before anything is deleted. What a start
+//!    reads may never have been synced, so it is written again and synced first.
+//! 2. The file is replaced as a whole: a crash leaves the old one or the new one.
+//! 3. A torn record belongs to a deletion that was not carried out.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use uruk_base::DiskFile;
-use uruk_base::disk::OpenMode;
+use uruk_base::disk::{Disk, OpenMode};
 
 use super::error::StoreError;
 use super::host::Host;
@@ -24,7 +32,7 @@ const RECORD_BYTES: usize = 16;
 pub(super) struct Graves {
     host: Arc<Host>,
     path: PathBuf,
-    ids: Mutex<BTreeSet<u64>>,
+    ids: Mutex<Runs>,
     /// The file and where its next record goes.
     file: tokio::sync::Mutex<(Arc<dyn DiskFile>, u64)>,
 }
@@ -33,65 +41,169 @@ impl Graves {
     pub(super) async fn open(host: Arc<Host>, dir: &Path) -> Result<Graves, StoreError> {
         let path = dir.join("GRAVES");
         let disk = host.env.disk.clone();
-        let file = disk.open(&path, OpenMode::CreateOrWrite).await.map_err(StoreError::io(&path))?;
-        disk.sync_dir(dir).await.map_err(StoreError::io(dir))?;
-        let bytes = file.len().await.map_err(StoreError::io(&path))?;
-        let all = file.read_at(0, bytes as usize).await.map_err(StoreError::io(&path))?;
-        let mut ids = BTreeSet::new();
-        let mut end = 0;
-        for (index, record) in all.chunks(RECORD_BYTES).enumerate() {
+        let old = match disk.exists(&path).await {
+            true => disk.read(&path).await.map_err(StoreError::io(&path))?,
+            false => Bytes::new(),
+        };
+        let mut ids = Runs::default();
+        for (index, record) in old.chunks(RECORD_BYTES).enumerate() {
             match parse(record) {
-                Some(id) => {
-                    ids.insert(id);
-                    end = ((index + 1) * RECORD_BYTES) as u64;
-                }
+                Some((first, last)) => ids.insert(first, last),
                 // Torn, or a bit flipped: the other records still count.
                 None => tracing::warn!(file = %path.display(), offset = index * RECORD_BYTES, "a record is damaged"),
             }
         }
+        let new = encode(ids.0.iter().map(|(first, last)| (*first, *last)));
+        let end = store(&*disk, &path, &old, new).await.map_err(StoreError::io(&path))?;
+        let file = disk.open(&path, OpenMode::Write).await.map_err(StoreError::io(&path))?;
         Ok(Graves { host, path, ids: Mutex::new(ids), file: tokio::sync::Mutex::new((file, end)) })
     }
 
     pub(super) fn contains(&self, id: u64) -> bool {
-        self.ids.lock().contains(&id)
+        self.ids.lock().contains(id)
     }
 
-    /// Adds ids, durably. Effective for [`Graves::contains`] before it is durable.
+    /// Adds ids, durably.
     pub(super) async fn add(&self, ids: &[u64]) -> Result<(), StoreError> {
         let mut file = self.file.lock().await;
         let new: Vec<u64> = {
-            let mut known = self.ids.lock();
-            ids.iter().copied().filter(|id| known.insert(*id)).collect()
+            let known = self.ids.lock();
+            ids.iter().copied().filter(|id| !known.contains(*id)).collect()
         };
-        let mut records = BytesMut::with_capacity(new.len() * RECORD_BYTES);
-        for id in &new {
-            records.put_slice(&encode(*id));
+        if new.is_empty() {
+            return Ok(());
         }
+        let records = encode(new.iter().map(|id| (*id, *id)));
         let bytes = records.len() as u64;
-        if let Err(error) = file.0.write_at(file.1, records.freeze()).await {
-            // Not durable: the order's retry must write them again before anything is deleted.
-            self.ids.lock().retain(|id| !new.contains(id));
-            return Err(StoreError::io(&self.path)(error));
-        }
-        file.1 += bytes;
+        file.0.write_at(file.1, records).await.map_err(StoreError::io(&self.path))?;
+        // Durable.
         if let Err(error) = file.0.sync().await {
             self.host.fail(format!("sync of {}: {error}", self.path.display()));
             return Err(StoreError::io(&self.path)(error));
         }
+        file.1 += bytes;
+        // Visible: no create passes from here on.
+        let mut known = self.ids.lock();
+        new.iter().for_each(|id| known.insert(*id, *id));
         Ok(())
     }
 }
 
-fn encode(id: u64) -> Bytes {
-    let mut record = BytesMut::with_capacity(RECORD_BYTES);
-    record.put_u64_le(id);
-    record.put_u32_le(crc32fast::hash(&id.to_le_bytes()));
-    record.put_u32_le(0);
-    record.freeze()
+/// Makes the graves durable; where the next record goes.
+async fn store(disk: &dyn Disk, path: &Path, old: &Bytes, new: Bytes) -> std::io::Result<u64> {
+    let end = new.len() as u64;
+    match disk.replace(path, new).await {
+        Ok(()) => Ok(end),
+        // The old file takes no room that it has not: its bytes are written to it again.
+        Err(error) if error.kind() == std::io::ErrorKind::StorageFull && !old.is_empty() => {
+            let file = disk.open(path, OpenMode::Write).await?;
+            file.write_at(0, old.clone()).await?;
+            file.sync().await?;
+            Ok((old.len() / RECORD_BYTES * RECORD_BYTES) as u64)
+        }
+        Err(error) => Err(error),
+    }
 }
 
-fn parse(record: &[u8]) -> Option<u64> {
-    let id = u64::from_le_bytes(record.get(0..8)?.try_into().ok()?);
+/// Ids as runs: the first of each, and the last.
+#[derive(Debug, Default)]
+struct Runs(BTreeMap<u64, u64>);
+
+impl Runs {
+    fn contains(&self, id: u64) -> bool {
+        self.0.range(..=id).next_back().is_some_and(|(_, last)| id <= *last)
+    }
+
+    fn insert(&mut self, mut first: u64, mut last: u64) {
+        // Runs that it meets or touches become one with it.
+        while let Some((before, until)) = self.0.range(..=last.saturating_add(1)).next_back()
+            && until.saturating_add(1) >= first
+        {
+            (first, last) = (first.min(*before), last.max(*until));
+            let before = *before;
+            self.0.remove(&before);
+        }
+        self.0.insert(first, last);
+    }
+}
+
+fn encode(runs: impl Iterator<Item = (u64, u64)>) -> Bytes {
+    let mut records = BytesMut::new();
+    for (mut first, last) in runs {
+        loop {
+            let more = (last - first).min(u64::from(u32::MAX)) as u32;
+            records.put_u64_le(first);
+            records.put_u32_le(checksum(first, more));
+            records.put_u32_le(more);
+            match first.checked_add(u64::from(more) + 1) {
+                Some(next) if next <= last => first = next,
+                Some(_) | None => break,
+            }
+        }
+    }
+    records.freeze()
+}
+
+/// First and last id.
+fn parse(record: &[u8]) -> Option<(u64, u64)> {
+    let first = u64::from_le_bytes(record.get(0..8)?.try_into().ok()?);
     let crc = u32::from_le_bytes(record.get(8..12)?.try_into().ok()?);
-    (record.len() == RECORD_BYTES && crc == crc32fast::hash(&id.to_le_bytes())).then_some(id)
+    let more = u32::from_le_bytes(record.get(12..16)?.try_into().ok()?);
+    let last = first.checked_add(u64::from(more))?;
+    (crc == checksum(first, more)).then_some((first, last))
+}
+
+/// Of the id alone where nothing follows it.
+fn checksum(first: u64, more: u32) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&first.to_le_bytes());
+    if more > 0 {
+        hasher.update(&more.to_le_bytes());
+    }
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn runs_hold_what_was_inserted_and_survive_their_encoding(
+            inserted in proptest::collection::vec((0u64..200, 0u64..5), 0..60),
+        ) {
+            let (mut runs, mut model) = (Runs::default(), BTreeSet::new());
+            for (first, more) in inserted {
+                runs.insert(first, first + more);
+                model.extend(first..=first + more);
+            }
+            let mut again = Runs::default();
+            for record in encode(runs.0.iter().map(|(first, last)| (*first, *last))).chunks(RECORD_BYTES) {
+                let (first, last) = parse(record).expect("whole");
+                again.insert(first, last);
+            }
+            prop_assert_eq!(&again.0, &runs.0);
+            for id in 0..210 {
+                prop_assert_eq!(runs.contains(id), model.contains(&id), "{}", id);
+            }
+            let apart = runs.0.iter().zip(runs.0.iter().skip(1)).all(|((_, last), (first, _))| last + 1 < *first);
+            prop_assert!(apart, "{:?}", runs.0);
+        }
+    }
+
+    #[test]
+    fn the_largest_ids_and_runs_are_kept() {
+        let mut runs = Runs::default();
+        runs.insert(u64::MAX, u64::MAX);
+        runs.insert(0, u64::from(u32::MAX) + 5);
+        let records = encode(runs.0.iter().map(|(first, last)| (*first, *last)));
+        let parsed: Vec<_> = records.chunks(RECORD_BYTES).map(parse).collect();
+        let whole = (0, u64::from(u32::MAX));
+        assert_eq!(parsed, [Some(whole), Some((whole.1 + 1, whole.1 + 5)), Some((u64::MAX, u64::MAX))]);
+        assert_eq!(parse(&records[..15]), None);
+    }
 }

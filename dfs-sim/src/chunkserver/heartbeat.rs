@@ -179,3 +179,29 @@ fn segment_report(id: u64, replica: &Replica) -> SegmentReport {
         deleted: false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::format::replica_file::Mode;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sealed_copy_that_is_not_vouched_for_is_reported_as_damaged() {
+        let machine = Machine::new(1);
+        let process = machine.start().await;
+        let replica = process.open(Mode::Fsync).await;
+        let data = frame(0, &[1; 100]);
+        append(&replica, 0, &data).await;
+        held(&replica, data.len() as u64).await;
+        replica.finish(data.len() as u64, crc32fast::hash(&data)).await.expect("seals");
+        assert!(!segment_report(SEGMENT, &replica).damaged);
+        replica.distrust("a sync failed".into()).await;
+        process.crash(&machine, false).await;
+        let process = machine.start().await;
+        let replica = process.segments.get(SEGMENT).expect("there");
+        assert!(replica.glance().damaged.is_none(), "its bytes were not looked at");
+        let report = segment_report(SEGMENT, &replica);
+        assert!(report.sealed && report.damaged, "{report:?}");
+    }
+}

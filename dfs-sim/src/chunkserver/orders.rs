@@ -78,17 +78,33 @@ impl Orders {
         let id = if order.is_segment { FileId::Segment(order.id) } else { FileId::Chunk(order.id) };
         {
             let mut copies = self.copies.lock();
-            if copies.len() >= COPIES_WAITING_MAX || !copies.insert(id) {
+            if copies.contains(&id) {
                 return;
             }
+            if copies.len() >= COPIES_WAITING_MAX {
+                return report_as_it_is(&self.core, id);
+            }
+            copies.insert(id);
         }
         let (core, copies, turns) = (self.core.clone(), self.copies.clone(), self.copy_turns.clone());
         self.core.host.env.tasks.spawn("chunkserver copy", async move {
             let _turn = turns.acquire().await.expect("never closed");
             let number = order.id;
-            log("copy", number, copying::copy(&core, order).await);
+            let result = copying::copy(&core, order).await;
             copies.lock().remove(&id);
+            if result.is_err() {
+                report_as_it_is(&core, id);
+            }
+            log("copy", number, result);
         });
+    }
+}
+
+/// The leader learns from the next heartbeat that a copy did not come about, and orders another.
+fn report_as_it_is(core: &Core, id: FileId) {
+    match id {
+        FileId::Chunk(id) => core.host.changes.chunk(id),
+        FileId::Segment(id) => core.host.changes.segment(id),
     }
 }
 

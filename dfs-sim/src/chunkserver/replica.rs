@@ -37,7 +37,7 @@ use uruk_base::planted::{Planted, is_planted};
 
 use super::error::StoreError;
 use super::host::Host;
-use super::map_cache::MapCache;
+use super::map_cache::{FileId, MapCache};
 use crate::format::block_sums::BlockSums;
 use crate::format::replica_file::{
     DATA_OFFSET, Mode, Origin, ReplicaMeta, SealedMeta, WATERMARK_OFFSET, Watermark, encode_header, encode_meta,
@@ -387,6 +387,7 @@ impl Replica {
             tracing::error!(segment = self.id, what, "a replica is damaged");
             glance.damaged = Some(what.to_owned());
             glance.unvouched.get_or_insert_with(|| what.to_owned());
+            self.maps.remove(FileId::Segment(self.id));
             self.host.changes.segment(self.id);
         }
     }

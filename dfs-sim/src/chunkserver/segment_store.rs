@@ -96,16 +96,18 @@ impl SegmentStore {
         self.get_or_absent(id)?.fence(r).await
     }
 
-    /// Deletes replicas; they can never be created again.
+    /// Deletes replicas; they can never be created again. One that cannot be deleted does not hold up
+    /// the others; the last error is told.
     pub(super) async fn delete(&self, ids: &[u64]) -> Result<(), StoreError> {
         self.graves.add(ids).await?;
+        let mut result = Ok(());
         for id in ids {
             match self.get(*id) {
-                Ok(replica) => replica.delete().await?,
+                Ok(replica) => result = replica.delete().await.and(result),
                 Err(_) => self.host.changes.segment(*id),
             }
         }
-        Ok(())
+        result
     }
 
     /// A name for a copy that is being fetched; removed at the next start when it is left over.

@@ -35,6 +35,9 @@ const CLAIM_LIFETIME: Duration = Duration::from_secs(10);
 const ORDER_LIFETIME: Duration = Duration::from_secs(3);
 /// The effect of an order is looked for after this time.
 const ORDER_CHECK: Duration = Duration::from_secs(5);
+/// A copy that fails is ordered again after this time, then after twice as long each time, at most
+/// `copy_timeout`.
+const COPY_RETRY_MIN: Duration = Duration::from_secs(1);
 
 /// Whether a server is heard of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -145,6 +148,15 @@ struct InFlight {
     deadline: Moment,
 }
 
+/// The last failures in a row to make a copy of a piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct FailedCopy {
+    /// Where the last one failed.
+    target: ChunkServerId,
+    times: u32,
+    retry_at: Moment,
+}
+
 /// What `Health` tells of one server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerHealth {
@@ -201,11 +213,12 @@ pub struct Fleet {
     /// nor in flight wait until a server can take them.
     queue: BTreeSet<(usize, PieceId)>,
     in_flight: BTreeMap<PieceId, InFlight>,
-    /// Where the last copy failed.
-    failed_targets: BTreeMap<PieceId, ChunkServerId>,
+    failed_copies: BTreeMap<PieceId, FailedCopy>,
     unavailable: BTreeSet<PieceId>,
-    /// Whether every piece that the state wants was examined once.
+    /// Whether every piece that the state wants was put up to be examined.
     surveyed: bool,
+    /// Whether all that came up by then was looked at, too.
+    counted: bool,
     sweep_after: Option<PieceId>,
     damaged_found: u64,
     repaired: u64,
@@ -227,9 +240,10 @@ impl Fleet {
             needs: BTreeMap::new(),
             queue: BTreeSet::new(),
             in_flight: BTreeMap::new(),
-            failed_targets: BTreeMap::new(),
+            failed_copies: BTreeMap::new(),
             unavailable: BTreeSet::new(),
             surveyed: false,
+            counted: false,
             sweep_after: None,
             damaged_found: 0,
             repaired: 0,
@@ -407,6 +421,11 @@ impl Fleet {
             damaged_found: self.damaged_found,
             repaired: self.repaired,
         }
+    }
+
+    /// Whether [`Fleet::copy_health`] tells of every piece: not before this term's first look at all of them.
+    pub fn is_counted(&self) -> bool {
+        self.counted
     }
 
     fn phase_of(&self, status: &ServerStatus, now: Moment) -> Phase {

@@ -15,6 +15,7 @@ use super::core::Core;
 /// What `/metrics` shows of the store, as this leader sees it.
 #[derive(Debug, Clone)]
 struct Gauges {
+    copies_known: Gauge,
     under_replicated: Gauge,
     unavailable: Gauge,
     copies_in_flight: Gauge,
@@ -26,6 +27,10 @@ impl Gauges {
     fn register(metrics: &Metrics) -> Gauges {
         let gauge = |name: &str, help: &str| metrics.register(name, help, Gauge::default());
         Gauges {
+            copies_known: gauge(
+                "uruk_dfs_copies_known",
+                "1 once this leader has looked at every piece; before that the numbers of copies mean nothing.",
+            ),
             under_replicated: gauge("uruk_dfs_under_replicated_pieces", "Pieces with fewer copies than wanted."),
             unavailable: gauge("uruk_dfs_unavailable_pieces", "Pieces without any copy."),
             copies_in_flight: gauge("uruk_dfs_copies_in_flight", "Copies being made."),
@@ -110,7 +115,8 @@ async fn repair(core: &Core) -> Result<(), uruk_proto::RpcError> {
 }
 
 fn show(core: &Core, gauges: &Gauges) {
-    let Ok(health) = core.with_fleet(|_, fleet, _| fleet.copy_health()) else { return };
+    let Ok((health, known)) = core.with_fleet(|_, fleet, _| (fleet.copy_health(), fleet.is_counted())) else { return };
+    gauges.copies_known.set(i64::from(known));
     gauges.under_replicated.set(health.under_replicated as i64);
     gauges.unavailable.set(health.unavailable as i64);
     gauges.copies_in_flight.set(health.copies_in_flight as i64);

@@ -78,12 +78,22 @@ impl Cluster {
     }
 
     pub async fn start_server(&mut self, index: usize) {
+        self.start_server_with(index, 1 << 20).await;
+    }
+
+    /// Its disk takes nothing more: all that is free is kept in reserve.
+    pub async fn restart_server_full(&mut self, index: usize) {
+        self.stop_server(index).await;
+        self.start_server_with(index, u64::MAX / 2).await;
+    }
+
+    async fn start_server_with(&mut self, index: usize, disk_reserve_bytes: u64) {
         let env = Env::real().with_tasks(Tasks::new());
         let config = ChunkServerConfig {
             folder: self.folder.path().join(format!("chunks-{index}")),
             listen: self.servers[index].address.clone(),
             controllers: vec![self.controller_address.clone()],
-            disk_reserve_bytes: 1 << 20,
+            disk_reserve_bytes,
             ..ChunkServerConfig::default()
         };
         let address = run_chunk_server(&env, config).await;

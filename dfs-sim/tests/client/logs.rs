@@ -196,6 +196,8 @@ async fn trimmed_records_are_gone_and_the_rest_stays() {
     let gone: Result<Vec<_>, _> = logs.read(&sealed, first..sealed.end).try_collect().await;
     assert!(matches!(gone, Err(LogError::Trimmed(..))), "{gone:?}");
     assert!(matches!(logs.create(LOG).await, Err(LogError::Fenced(_))), "the fence outlives the data");
+    let end = logs.seal(LOG).await;
+    assert!(matches!(end, Err(LogError::Trimmed(..))), "nobody knows any more where it ended: {end:?}");
 }
 
 #[tokio::test]

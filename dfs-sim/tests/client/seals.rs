@@ -175,6 +175,42 @@ async fn a_seal_copies_what_too_few_replicas_hold() {
 }
 
 #[tokio::test]
+async fn a_seal_asks_new_servers_when_the_short_members_disk_is_full() {
+    let mut cluster = Cluster::start(3).await;
+    let logs = cluster.client_with(|c| c.seal_deadline_ms = 10_000).commit_logs();
+    let writer = cluster
+        .client_with(|c| {
+            c.log_slow_replica_ms = 60_000;
+            c.log_stalled_replica_ms = 60_000;
+        })
+        .commit_logs()
+        .create(LOG)
+        .await
+        .unwrap();
+    append(&*writer, 0..5, 1_000).await;
+    writer.flush().await.unwrap();
+    cluster.set(2, Mode::Stall);
+    append(&*writer, 5..10, 1_000).await;
+    writer.flush().await.unwrap();
+    drop(writer);
+    cluster.set(2, Mode::Cut);
+    cluster.set(2, Mode::Pass);
+    // One member holds all, the short one takes nothing: the copy has to go to a server that is none.
+    cluster.stop_server(0).await;
+    cluster.restart_server_full(2).await;
+    cluster.add_server().await;
+    let client = cluster.client();
+    eventually("the controllers know of the new server and of the full disk", || async {
+        let servers = client.health().await.unwrap().servers;
+        servers.iter().any(|s| s.live && s.address == cluster.servers[3].address)
+            && servers.iter().any(|s| s.live && !s.refusing_writes.is_empty())
+    })
+    .await;
+    let sealed = logs.seal(LOG).await.unwrap();
+    assert_eq!(numbers(&logs, &sealed).await, (0..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_killed_server_under_load_loses_nothing() {
     let mut cluster = Cluster::start(4).await;
     let logs = cluster.client_with(|c| c.log_segment_bytes = 200_000).commit_logs();

@@ -85,6 +85,12 @@ impl Replica {
         {
             return Ok(());
         }
+        self.sync_distrusted(content).await
+    }
+
+    /// Writes again what was found after a restart and may never have been synced, then syncs: a sync
+    /// alone would claim success for pages that a failed one before it has dropped (I9).
+    pub(super) async fn sync_distrusted(&self, content: &mut Content) -> Result<(), StoreError> {
         if let Some(from) = content.rewrite_from {
             let file = content.file.as_ref().expect("a replica with a log has a file");
             let from = DATA_OFFSET + from / REWRITE_ALIGNMENT * REWRITE_ALIGNMENT;

@@ -66,6 +66,7 @@ impl Replica {
 
     async fn load_state(&self, content: &mut Content, mut meta: ReplicaMeta, log_file_bytes: Option<u64>) {
         content.fence_wanted = meta.fence;
+        let is_rebooted = meta.sealed.is_none() && meta.mode == Mode::Replicated && meta.boot_id != self.host.boot_id;
         if let Some(reason) = &meta.distrusted {
             self.glance.lock().unvouched = Some(reason.clone());
         }
@@ -80,13 +81,15 @@ impl Replica {
         } else if meta.has_log {
             match self.find(&meta).await {
                 Ok(found) => self.adopt(content, &meta, found).await,
+                // What was never synced may be gone: no damage, and nothing to vouch for either.
+                Err(error) if is_rebooted => tracing::info!(segment = self.id, %error, "lost with the power"),
                 Err(error) => {
                     meta.distrusted = Some(error.to_string());
                     self.mark_damaged(&error.to_string());
                 }
             }
         }
-        if meta.sealed.is_none() && meta.mode == Mode::Replicated && meta.boot_id != self.host.boot_id {
+        if is_rebooted {
             let reason = "the machine restarted since the segment was opened, and nothing was synced";
             self.glance.lock().unvouched.get_or_insert(reason.into());
         }

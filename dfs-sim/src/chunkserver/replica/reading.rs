@@ -23,7 +23,11 @@ impl Replica {
             return Err(StoreError::NotFound(format!("segment {}", self.id)));
         };
         if let Some(sealed) = &meta.sealed {
-            let reader = self.map_sealed(sealed).await?;
+            // A map makes a signal of a bad sector; what is known to be damaged is read call by call.
+            let reader = match self.glance().damaged {
+                Some(_) => self.open_sealed(sealed).await?,
+                None => self.map_sealed(sealed).await?,
+            };
             return Ok((reader, sealed.length));
         }
         let limit = match recovery {
@@ -58,9 +62,13 @@ impl Replica {
         let content = self.content.lock().await;
         let sealed = content.meta.as_ref().and_then(|meta| meta.sealed.as_ref());
         let Some(sealed) = sealed.filter(|sealed| sealed.length > 0 && !content.deleted) else { return Ok(None) };
+        self.open_sealed(sealed).await.map(Some)
+    }
+
+    async fn open_sealed(&self, sealed: &SealedMeta) -> Result<BlockReader, StoreError> {
         let path = self.log_path();
         match self.host.env.disk.open(&path, OpenMode::Read).await {
-            Ok(file) => Ok(Some(self.view(Source::File(file), sealed.length, sealed.blocks.clone()))),
+            Ok(file) => Ok(self.view(Source::File(file), sealed.length, sealed.blocks.clone())),
             Err(error) => Err(StoreError::Corrupt { file: path, offset: 0, what: error.to_string() }),
         }
     }

@@ -163,7 +163,7 @@ impl Replica {
             self.length.send_replace(asked.length);
         }
         // Durable, in both modes: a seal counts on it.
-        self.sync_now().await?;
+        self.sync_distrusted(&mut content).await?;
         let length = self.length();
         let meta = content.meta.clone().expect("prepared with a meta file");
         self.store_meta(&mut content, ReplicaMeta { fence_length: length, ..meta }).await?;

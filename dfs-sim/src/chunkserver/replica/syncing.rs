@@ -52,7 +52,7 @@ impl Replica {
     }
 
     /// I9. The record may fail too, on a disk that just failed: see invariant 5 for that case.
-    pub(super) async fn distrust(&self, reason: String) {
+    pub(in crate::chunkserver) async fn distrust(&self, reason: String) {
         self.glance.lock().unvouched.get_or_insert(reason.clone());
         let disk = self.host.env.disk.clone();
         if let Ok(bytes) = disk.read(&self.meta_path()).await

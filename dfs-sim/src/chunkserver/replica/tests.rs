@@ -1,6 +1,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::*;
+use crate::chunkserver::block_reader::Source;
 use crate::chunkserver::testing::*;
 use crate::format::encode_frame;
 
@@ -279,9 +280,13 @@ async fn complete(replica: &Replica, asked: Completion, bytes: &Bytes) -> Result
 
 /// A member that holds 2 of 5 frames, and all five of them.
 async fn short_member() -> (Machine, Process, Arc<Replica>, Bytes) {
+    short_member_on(1).await
+}
+
+async fn short_member_on(seed: u64) -> (Machine, Process, Arc<Replica>, Bytes) {
     let (_, _, other) = start(9, Mode::Fsync).await;
     let all = filled(&other, 5).await;
-    let (machine, process, replica) = start(1, Mode::Fsync).await;
+    let (machine, process, replica) = start(seed, Mode::Fsync).await;
     append(&replica, 0, &all.slice(..224)).await;
     (machine, process, replica, all)
 }
@@ -533,4 +538,153 @@ async fn a_distrusted_replica_is_replaced_by_a_sound_copy() {
     let replica = process.segments.get(SEGMENT).expect("there");
     assert_eq!(content(&replica, 0).await, all);
     assert!(replica.glance().unvouched.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completion_after_a_restart_writes_again_what_a_failed_sync_left() {
+    let mut tried = 0;
+    for seed in 0..40 {
+        let (machine, process, replica, all) = short_member_on(seed).await;
+        known(replica.fence(3).await.expect("fences"));
+        // The pages are clean after the failed sync, and not on the disk.
+        machine.disk.faults(|f| f.sync_error_chance = 1.0);
+        let asked = completion(3, 224..560, false);
+        complete(&replica, asked, &all.slice(224..)).await.expect_err("the sync fails");
+        process.crash(&machine, false).await;
+        machine.disk.faults(|f| f.sync_error_chance = 0.0);
+        let process = machine.start().await;
+        let replica = process.segments.get(SEGMENT).expect("there");
+        if replica.glance().unvouched.is_some() {
+            continue;
+        }
+        assert_eq!(complete(&replica, asked, &all.slice(224..)).await.expect("completes"), 560);
+        tried += 1;
+        process.crash(&machine, true).await;
+        let process = machine.start().await;
+        let answer = process.segments.fence(SEGMENT, 4).await.expect("answers");
+        assert!(matches!(answer, FenceAnswer::Known { length: 560, .. }), "seed {seed}: {answer:?}");
+    }
+    assert!(tried > 10, "{tried}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watermark_that_cannot_be_written_leaves_length_and_checksum_together() {
+    let mut refused = 0;
+    for seed in 0..60 {
+        let (machine, _, replica) = start(seed, Mode::Replicated).await;
+        let first = frame(0, &[1; 1000]);
+        append(&replica, 0, &first).await;
+        let offset = first.len() as u64;
+        let second = frame(offset, &[2; 1000]);
+        machine.disk.faults(|f| f.write_error_chance = 0.5);
+        let result = replica.append(offset, second.clone(), crc32fast::hash(&second), 0).await;
+        machine.disk.faults(|f| f.write_error_chance = 0.0);
+        let held = if result.is_ok() { offset + second.len() as u64 } else { offset };
+        refused += u64::from(result.is_err());
+        assert_eq!(*replica.acked().borrow(), held, "seed {seed}");
+        match replica.fence(1).await.expect("fences") {
+            FenceAnswer::Known { length, crc, .. } => {
+                assert_eq!((length, crc), (held, crc32fast::hash(&content(&replica, 1).await)), "seed {seed}");
+            }
+            FenceAnswer::Unknown { reason } => panic!("seed {seed}: {reason}"),
+        }
+    }
+    assert!((20..50).contains(&refused), "both writes are hit: {refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_longer_copy_of_an_earlier_seal_serves_the_next_one_and_is_cut_by_it() {
+    let (_, _, other) = start(9, Mode::Fsync).await;
+    let all = filled(&other, 5).await;
+    let machine = Machine::new(1);
+    let process = machine.start().await;
+    let replica = process.segments.get_or_absent(SEGMENT).expect("may be created");
+    assert_eq!(complete(&replica, completion(3, 0..560, true), &all).await.expect("the first seal's copy"), 560);
+    let shorter = all.slice(..448);
+    let reached = complete(&replica, completion(4, 0..448, true), &shorter).await.expect("the next seal's copy");
+    assert_eq!(reached, 560, "more than asked for counts as a copy");
+    replica.finish(448, crc32fast::hash(&shorter)).await.expect("seals and cuts");
+    assert_eq!(content(&replica, 0).await, shorter);
+    process.crash(&machine, true).await;
+    let process = machine.start().await;
+    let replica = process.segments.get(SEGMENT).expect("there");
+    assert_eq!(content(&replica, 0).await, shorter);
+}
+
+// ---------------------------------------------------------------- graves
+
+#[tokio::test(start_paused = true)]
+async fn a_grave_is_durable_before_it_is_believed() {
+    for seed in 0..60 {
+        let (machine, process, replica) = start(seed, Mode::Fsync).await;
+        filled(&replica, 2).await;
+        machine.disk.faults(|f| f.sync_error_chance = 1.0);
+        process.segments.delete(&[SEGMENT]).await.expect_err("the grave is not durable");
+        process.crash(&machine, false).await;
+        machine.disk.faults(|f| f.sync_error_chance = 0.0);
+        // The record may be read from the page cache now, and the files removed because of it.
+        machine.start().await.crash(&machine, true).await;
+        let process = machine.start().await;
+        let open = OpenAppend { log_id: LOG, mode: Mode::Fsync, create: true };
+        process.segments.open_for_append(SEGMENT, open).await.expect_err("deleted, or there and of an older process");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grave_that_could_not_be_written_is_written_by_the_next_order() {
+    let (machine, process, replica) = start(1, Mode::Fsync).await;
+    filled(&replica, 2).await;
+    machine.disk.faults(|f| f.write_error_chance = 1.0);
+    process.segments.delete(&[SEGMENT]).await.expect_err("no grave");
+    machine.disk.faults(|f| f.write_error_chance = 0.0);
+    assert_eq!(replica.length(), 224, "and no deletion");
+    process.segments.delete(&[SEGMENT]).await.expect("deletes");
+    process.crash(&machine, true).await;
+    let process = machine.start().await;
+    let open = OpenAppend { log_id: LOG, mode: Mode::Fsync, create: true };
+    process.segments.open_for_append(SEGMENT, open).await.expect_err("never again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn graves_are_compacted_at_start_and_none_is_forgotten() {
+    let machine = Machine::new(1);
+    let process = machine.start().await;
+    let dead: Vec<u64> = (100..1_100).chain((2_000..2_200).step_by(2)).collect();
+    for ids in dead.chunks(7) {
+        process.segments.delete(ids).await.expect("deletes");
+    }
+    let graves_bytes = || {
+        let files = machine.disk.files();
+        files.iter().find(|(path, _)| path.ends_with("GRAVES")).map(|(_, bytes)| *bytes)
+    };
+    let before = graves_bytes();
+    assert_eq!(before, Some(1_100 * 16));
+    process.crash(&machine, true).await;
+    for round in 0..3 {
+        let process = machine.start().await;
+        assert_eq!(graves_bytes(), Some((101 + u64::from(round > 0)) * 16), "one record for each run of ids");
+        for id in &dead {
+            process.segments.get_or_absent(*id).expect_err("never again");
+        }
+        for id in [99, 1_100, 2_001, 2_199] {
+            process.segments.get_or_absent(id).expect("was never deleted");
+        }
+        process.segments.delete(&[5_000 + round % 2]).await.expect("deletes");
+        process.crash(&machine, round == 1).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_known_to_be_damaged_is_no_longer_read_through_a_map() {
+    let (machine, _, replica) = start(1, Mode::Fsync).await;
+    let all = filled(&replica, 5).await;
+    replica.finish(560, crc32fast::hash(&all)).await.expect("finishes");
+    assert!(matches!(replica.reader(0).await.expect("opens").0.source, Source::Mapped(_)));
+    replica.mark_damaged("a sector cannot be read");
+    let (reader, limit) = replica.reader(0).await.expect("opens");
+    assert!(matches!(reader.source, Source::File(_)));
+    assert_eq!(reader.read(0, limit).await.expect("these bytes are sound"), all);
+    machine.disk.faults(|f| f.read_error_chance = 1.0);
+    let error = reader.read(0, limit).await.expect_err("an error, no signal");
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
 }

@@ -155,3 +155,16 @@ async fn a_full_disk_is_reported_and_so_is_its_end() {
     rig.write_chunk(1, &data(50_000)).await.expect("room again");
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn a_copy_that_fails_is_reported_at_once() {
+    let rig = Rig::start(4).await;
+    rig.until("it reports", || !rig.controller.script.lock().heartbeats.is_empty()).await;
+    rig.controller.order(answer(|a| {
+        a.copies.push(copy_order(3, false, &data(100), "127.0.0.1:1"));
+        a.copies.push(copy_order(9, true, &data(100), "127.0.0.1:1"));
+    }));
+    rig.until_reported("the chunk", |h| h.chunks.iter().any(|c| c.chunk_id == 3 && c.deleted)).await;
+    rig.until_reported("the segment", |h| h.segments.iter().any(|s| s.segment_id == 9 && s.deleted)).await;
+    rig.stop().await;
+}

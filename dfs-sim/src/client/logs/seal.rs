@@ -57,6 +57,10 @@ pub(super) async fn seal(shared: &Arc<Shared>, id: LogId) -> Result<SealedLog, L
     let mut log = close_log(shared, id).await.map_err(|e| refused(id, e))?;
     let mut failures = 0;
     loop {
+        if log.deleted {
+            // Its fence is left; where it ended is not known to anybody.
+            return Err(LogError::Trimmed(id, Lsn(u64::MAX)));
+        }
         let Some(segment) = log.segments.iter().find(|s| sealed_length(s).is_none()).cloned() else {
             return sealed_log(&log)
                 .ok_or_else(|| LogError::Unavailable(id, "the controllers did not close the log".into()));

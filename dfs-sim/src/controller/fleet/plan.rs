@@ -2,7 +2,7 @@
 
 use uruk_base::Moment;
 
-use super::{Content, Copy, Fleet, InFlight, ORDER_CHECK, Order, Phase, PlannedOrder};
+use super::{COPY_RETRY_MIN, Content, Copy, FailedCopy, Fleet, InFlight, ORDER_CHECK, Order, Phase, PlannedOrder};
 use crate::controller::id::{ChunkServerId, PieceId};
 use crate::controller::placement::{Candidate, CopyView, Excess, FreeTarget, Standing, assess, choose_targets};
 use crate::controller::state::{ControllerState, Want, WantedCopies};
@@ -23,15 +23,20 @@ impl Fleet {
         }
         let late: Vec<PieceId> = self.in_flight.iter().filter(|(_, f)| f.deadline <= now).map(|(p, _)| *p).collect();
         for piece in late {
-            self.copy_failed(piece);
+            self.copy_failed(now, piece);
         }
     }
 
-    /// The copy under way did not work out: another server is tried first.
-    pub(super) fn copy_failed(&mut self, piece: PieceId) {
+    /// The copy under way did not work out: after a pause that grows with every failure another server
+    /// is tried first.
+    pub(super) fn copy_failed(&mut self, now: Moment, piece: PieceId) {
         let Some(copy) = self.in_flight.remove(&piece) else { return };
-        tracing::warn!(%piece, target = %copy.target, "a copy fails or takes too long; trying again");
-        self.failed_targets.insert(piece, copy.target);
+        let times = self.failed_copies.get(&piece).map_or(0, |failed| failed.times);
+        let pause = COPY_RETRY_MIN.saturating_mul(1 << times.min(16)).min(self.config.copy_timeout);
+        tracing::warn!(%piece, target = %copy.target, ?pause, "a copy fails or takes too long; trying again");
+        let retry_at = now + pause;
+        self.failed_copies.insert(piece, FailedCopy { target: copy.target, times: times + 1, retry_at });
+        self.timers.insert((retry_at, piece));
         self.dirty.insert(piece);
     }
 
@@ -76,9 +81,11 @@ impl Fleet {
         for piece in &batch {
             self.dirty.remove(piece);
         }
+        let is_last_batch = self.dirty.is_empty();
         for piece in batch {
             self.examine(state, piece, now, mark);
         }
+        self.counted |= is_last_batch;
         self.place(state, now);
     }
 
@@ -142,11 +149,12 @@ impl Fleet {
         }
         if todo.missing == 0 {
             self.in_flight.remove(&piece);
-            self.failed_targets.remove(&piece);
+            self.failed_copies.remove(&piece);
             return;
         }
         self.needs.insert(piece, todo.live);
-        if todo.live > 0 && is_stable && !self.in_flight.contains_key(&piece) {
+        let is_pausing = self.failed_copies.get(&piece).is_some_and(|failed| now < failed.retry_at);
+        if todo.live > 0 && is_stable && !is_pausing && !self.in_flight.contains_key(&piece) {
             self.queue.insert((todo.live, piece));
         }
     }
@@ -224,7 +232,7 @@ impl Fleet {
     fn place_one(&mut self, state: &ControllerState, piece: PieceId, now: Moment) -> Placed {
         let Want::Copies(wanted) = state.want(piece) else { return Placed::Impossible };
         let Some(known) = self.pieces.get(&piece) else { return Placed::Impossible };
-        let failed = self.failed_targets.get(&piece).copied();
+        let failed = self.failed_copies.get(&piece).map(|failed| failed.target);
         let mut eligible = self.candidates(state, wanted.bytes, |id| Some(id) == failed);
         eligible.retain(|c| known.copies.get(&c.id).is_none_or(Copy::is_replaceable) && self.servers[&c.id].reported);
         if eligible.is_empty() {

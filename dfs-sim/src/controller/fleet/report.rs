@@ -93,8 +93,10 @@ impl Fleet {
         }
         for report in reports {
             let is_target = self.in_flight.get(&report.piece).is_some_and(|f| f.target == server);
-            if is_target && (report.deleted || report.damaged) {
-                self.copy_failed(report.piece);
+            // Told of by itself and not sealed: the attempt left it as it was.
+            let is_as_before = report.deleted || report.damaged || !full && !report.sealed;
+            if is_target && is_as_before {
+                self.copy_failed(now, report.piece);
             }
             if report.deleted {
                 self.remove_copy(report.piece, server);

@@ -499,3 +499,42 @@ fn a_sweep_comes_round_in_bounded_steps() {
     assert!(store.fleet.is_sweep_done());
     assert_eq!(store.beat(1).delete, [pieces[4]]);
 }
+
+#[test]
+fn a_copy_that_fails_is_ordered_again_soon_and_then_less_and_less_often() {
+    let mut store = Store::new(4);
+    let piece = store.file("f");
+    store.report_all(&[(1, good(piece)), (2, good(piece))]);
+    let mut targets: Vec<u64> = store.pass(12, &[]).into_keys().collect();
+    assert_eq!(targets.len(), 1);
+    store.report(targets[0], change(deleted(piece)));
+    targets.extend(store.pass(2, &[]).into_keys());
+    assert_eq!(targets.len(), 2, "at once");
+    assert_ne!(targets[0], targets[1], "elsewhere");
+    for _ in 0..200 {
+        store.report(*targets.last().expect("some"), change(deleted(piece)));
+        targets.extend(store.pass(1, &[]).into_keys());
+    }
+    assert!((6..14).contains(&targets.len()), "with growing pauses: {}", targets.len());
+    store.report(*targets.last().expect("some"), change(good(piece)));
+    store.pass(1, &[]);
+    assert_eq!(store.fleet.copy_health().under_replicated, 0);
+}
+
+#[test]
+fn whether_copies_lack_is_unknown_until_every_piece_was_looked_at() {
+    let mut store = Store::new(3);
+    store.fleet.config.pieces_per_tick_max = 2;
+    let pieces: Vec<PieceId> = (0..5).map(|n| store.file(&format!("f{n}"))).collect();
+    store.repair();
+    assert!(!store.fleet.is_counted(), "nobody has reported");
+    let held: Vec<_> = pieces.iter().flat_map(|p| [(1, good(*p)), (2, good(*p))]).collect();
+    store.report_all(&held);
+    store.repair();
+    assert!(!store.fleet.is_counted(), "two of five");
+    store.pass(3, &[]);
+    assert!(store.fleet.is_counted());
+    assert_eq!(store.fleet.copy_health().under_replicated, 5);
+    assert!(store.fleet.enter(TERM + 1, store.now, &store.state));
+    assert!(!store.fleet.is_counted(), "another leader's count");
+}

@@ -28,7 +28,7 @@ impl Core {
         let plan = self.plan_segment(&[])?;
         let command = Command::CreateLog { log, writer: request.writer, durability, first: plan.segment.clone() };
         self.propose_planned(command, plan).await?;
-        self.log_info(log)
+        after_commit(self.log_info(log))
     }
 
     pub(super) async fn roll_segment(&self, request: RollSegmentRequest) -> Result<LogInfo, RpcError> {
@@ -44,7 +44,7 @@ impl Core {
             next: plan.segment.clone(),
         };
         self.propose_planned(Command::RollSegment(roll), plan).await?;
-        self.log_info(log)
+        after_commit(self.log_info(log))
     }
 
     /// Proposes also a plan with too few members: the command may be a repeat that needs none.
@@ -87,7 +87,7 @@ impl Core {
     pub(super) async fn close_log(&self, request: CloseLogRequest) -> Result<LogInfo, RpcError> {
         let log = LogId(request.log_id);
         self.propose(Command::CloseLog { log }).await?;
-        self.log_info(log)
+        after_commit(self.log_info(log))
     }
 
     pub(super) async fn begin_recovery(&self, request: BeginRecoveryRequest) -> Result<LogInfo, RpcError> {
@@ -96,26 +96,26 @@ impl Core {
             return Err(invalid("a recovery is numbered from 1"));
         }
         self.propose(Command::BeginRecovery { log: LogId(log_id), index, recovery }).await?;
-        self.log_info(LogId(log_id))
+        after_commit(self.log_info(LogId(log_id)))
     }
 
     pub(super) async fn seal_segment(&self, request: SealSegmentRequest) -> Result<LogInfo, RpcError> {
         let SealSegmentRequest { log_id, index, recovery, length, crc } = request;
         check_length(length)?;
         self.propose(Command::SealSegment { log: LogId(log_id), index, recovery, length, crc }).await?;
-        self.log_info(LogId(log_id))
+        after_commit(self.log_info(LogId(log_id)))
     }
 
     pub(super) async fn trim_log(&self, request: TrimLogRequest) -> Result<LogInfo, RpcError> {
         let TrimLogRequest { log_id, upto } = request;
         self.propose(Command::TrimLog { log: LogId(log_id), upto }).await?;
-        self.log_info(LogId(log_id))
+        after_commit(self.log_info(LogId(log_id)))
     }
 
     pub(super) async fn delete_log(&self, request: DeleteLogRequest) -> Result<LogInfo, RpcError> {
         let log = LogId(request.log_id);
         self.propose(Command::DeleteLog { log }).await?;
-        self.log_info(log)
+        after_commit(self.log_info(log))
     }
 
     /// The log as it is now: at least as new as what the caller just committed or caught up with.
@@ -137,6 +137,18 @@ impl Core {
             }),
         })?
     }
+}
+
+/// The answer to a command that has committed. To be no longer the leader says "not done" about a
+/// request; about this one the caller must learn that it may be.
+fn after_commit<T>(answer: Result<T, RpcError>) -> Result<T, RpcError> {
+    answer.map_err(|error| match error.code {
+        ErrorCode::NotLeader => RpcError {
+            leader: error.leader.clone(),
+            ..RpcError::new(ErrorCode::Unknown, format!("committed, but the answer cannot be read: {error}"))
+        },
+        _ => error,
+    })
 }
 
 struct Plan {
@@ -191,4 +203,20 @@ fn readable_at(state: &ControllerState, fleet: &Fleet, now: uruk_base::Moment, s
 
 fn member(state: &ControllerState, id: ChunkServerId) -> Member {
     Member { server_id: id.0, address: state.servers()[&id].address.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_deposed_between_commit_and_answer_does_not_say_that_nothing_was_done() {
+        let deposed: Result<(), RpcError> = Err(RpcError::not_leader(Some("b:1".into())));
+        let error = after_commit(deposed).expect_err("no answer");
+        assert!(!error.code.is_not_done(), "{error}");
+        assert_eq!((error.code, error.leader), (ErrorCode::Unknown, Some("b:1".into())));
+        let refused: Result<(), RpcError> = Err(Refusal::NoSuchLog(LogId(1)).into());
+        assert_eq!(after_commit(refused).expect_err("refused").code, ErrorCode::NotFound);
+        assert_eq!(after_commit(Ok(7)), Ok(7));
+    }
 }

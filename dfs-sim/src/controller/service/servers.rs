@@ -81,6 +81,7 @@ impl Core {
                 copies_in_flight: copies.copies_in_flight,
                 damaged_found: copies.damaged_found,
                 repaired: copies.repaired,
+                copies_known: fleet.is_counted(),
             }
         })
     }
