@@ -3,14 +3,18 @@
 //! Plain TCP on tokio, not the simulated transport: in simulation there is no status page.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use askama::Template;
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
+use uruk_proto::master::StatusRequest;
+use uruk_proto::master::master_client::MasterClient;
 
 use crate::error::StartError;
 use crate::shared::Shared;
@@ -19,6 +23,9 @@ use crate::status::{self, RecoveryView, ServerView, StatusView, StorageReport, T
 /// Recoveries whose timelines the overview shows in full.
 const TIMELINES_SHOWN: usize = 3;
 
+/// The leader tells where its page is within this time.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(1);
+
 type Page = Result<Html<String>, PageError>;
 
 /// Serves the pages on `address` until the process ends; returns the address with its real port.
@@ -26,12 +33,14 @@ pub async fn start(shared: Arc<Shared>, address: &str) -> Result<String, StartEr
     let refused = |error| StartError::Listen { address: address.to_owned(), error };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let local = listener.local_addr().map_err(refused)?.to_string();
+    shared.http_address.get_or_init(|| local.clone());
     let routes = Router::new()
         .route("/", get(overview))
         .route("/servers", get(servers))
         .route("/tables/{name}", get(table))
         .route("/recoveries/{server}", get(recovery))
         .route("/api/v1/{*path}", get(json))
+        .layer(from_fn_with_state(shared.clone(), to_leader))
         .route("/metrics", get(metrics))
         .with_state(shared.clone());
     shared.env.tasks.spawn("master status page", async move {
@@ -40,6 +49,31 @@ pub async fn start(shared: Arc<Shared>, address: &str) -> Result<String, StartEr
         }
     });
     Ok(local)
+}
+
+/// A follower knows neither leases nor load: it sends the browser to the leader's page, if the leader tells
+/// where that is. With `?here` it shows what it knows itself.
+async fn to_leader(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let is_here = request.uri().query().is_some_and(|query| query.split('&').any(|word| word == "here"));
+    let page = if is_here { None } else { leader_page(&shared).await };
+    match page {
+        Some(page) => Redirect::temporary(&format!("http://{page}{}", request.uri().path())).into_response(),
+        None => next.run(request).await,
+    }
+}
+
+/// Where the leader's status page is; None on the leader itself, and when nobody tells.
+async fn leader_page(shared: &Shared) -> Option<String> {
+    let leadership = shared.consensus.leadership().borrow().clone();
+    let leader = leadership.leader.filter(|_| !leadership.is_leader)?.address;
+    let mut client = MasterClient::new(shared.channels.get(&leader));
+    let answer = client.status(StatusRequest { path: "master".into() });
+    let answer = shared.env.clock.timeout(LEADER_TIMEOUT, answer).await.ok()?.ok()?.into_inner();
+    let view: serde_json::Value = serde_json::from_slice(&answer.json).ok()?;
+    // It may listen on all addresses: it is reached where its services are.
+    let (host, _) = leader.rsplit_once(':')?;
+    let (_, port) = view["http"].as_str()?.rsplit_once(':')?;
+    Some(format!("{host}:{port}"))
 }
 
 #[derive(Template)]

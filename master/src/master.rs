@@ -1,7 +1,7 @@
 //! A running master: one member of the master group, with its services and its status page.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
@@ -65,6 +65,7 @@ impl Master {
         let shared = Arc::new(Shared {
             node: config.node,
             address,
+            http_address: OnceLock::new(),
             consensus: consensus.clone(),
             volatile: Mutex::new(Volatile::new(Leases::new(config.tuning.lease_at_grantor()))),
             storage,

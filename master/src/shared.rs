@@ -3,7 +3,7 @@
 //! Lock order: the replicated state ([`Consensus::read`]) before [`Shared::volatile`]; neither is
 //! held across an await.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use object_store::ObjectStore;
@@ -40,6 +40,8 @@ pub struct Shared {
     pub env: Env,
     pub node: u64,
     pub address: String,
+    /// Where the status page listens; unset without one.
+    pub http_address: OnceLock<String>,
     pub tuning: Tuning,
     pub consensus: Consensus<State>,
     pub volatile: Mutex<Volatile>,

@@ -4,6 +4,7 @@
 //! | path | holds |
 //! |---|---|
 //! | `status` | [`StatusView`]: everything below in short |
+//! | `master` | [`MasterView`] |
 //! | `tables` | `{"tables": [`[`TableView`]`]}` |
 //! | `tablets`, `tablets/<table>` | `{"tablets": [`[`TabletView`]`]}` |
 //! | `servers` | `{"servers": [`[`ServerView`]`]}`, dead ones too |
@@ -59,6 +60,8 @@ pub struct MasterView {
     pub node: u64,
     /// Where it serves.
     pub address: String,
+    /// Where its status page listens; null without one.
+    pub http: Option<String>,
     /// Where the leader serves; null when none is known.
     pub leader: Option<String>,
     /// Whether it leads: only the leader knows leases and load.
@@ -108,6 +111,7 @@ pub async fn json(shared: &Shared, path: &str) -> Option<Vec<u8>> {
     let (page, rest) = path.split_once('/').map_or((path, None), |(page, rest)| (page, Some(rest)));
     let value = match (page, rest) {
         ("status" | "", None) => serde_json::to_value(view(shared).await),
+        ("master", None) => serde_json::to_value(master(shared)),
         ("tables", None) => Ok(serde_json::json!({ "tables": tables(shared) })),
         ("tablets", table) => Ok(serde_json::json!({ "tablets": tablets(shared, table) })),
         ("servers", None) => Ok(serde_json::json!({ "servers": servers(shared) })),
@@ -126,18 +130,6 @@ pub async fn json(shared: &Shared, path: &str) -> Option<Vec<u8>> {
 /// The cluster at a glance.
 pub async fn view(shared: &Shared) -> StatusView {
     let storage = storage(shared).await;
-    let leadership = shared.consensus.leadership().borrow().clone();
-    let master = MasterView {
-        node: shared.node,
-        address: shared.address.clone(),
-        leader: leadership.leader.map(|leader| leader.address),
-        is_leader: leadership.is_leader,
-        term: leadership.term.0,
-        applied: *shared.consensus.applied().borrow(),
-        uptime_ms: shared.env.clock.since(shared.started).as_millis() as u64,
-        now_micros: shared.env.clock.wall_micros(),
-        version: env!("CARGO_PKG_VERSION"),
-    };
     let (tablets, recoveries_unfinished, files_to_delete) = shared.consensus.read(|state| {
         let sum =
             |map: &std::collections::BTreeMap<_, std::collections::BTreeSet<_>>| map.values().map(|s| s.len()).sum();
@@ -150,7 +142,7 @@ pub async fn view(shared: &Shared) -> StatusView {
     recoveries.reverse();
     recoveries.truncate(RECOVERIES_SHOWN.max(recoveries_unfinished));
     StatusView {
-        master,
+        master: master(shared),
         tablets,
         recoveries_unfinished,
         files_to_delete,
@@ -158,6 +150,23 @@ pub async fn view(shared: &Shared) -> StatusView {
         tables: tables(shared),
         recoveries,
         storage,
+    }
+}
+
+/// This master.
+pub fn master(shared: &Shared) -> MasterView {
+    let leadership = shared.consensus.leadership().borrow().clone();
+    MasterView {
+        node: shared.node,
+        address: shared.address.clone(),
+        http: shared.http_address.get().cloned(),
+        leader: leadership.leader.map(|leader| leader.address),
+        is_leader: leadership.is_leader,
+        term: leadership.term.0,
+        applied: *shared.consensus.applied().borrow(),
+        uptime_ms: shared.env.clock.since(shared.started).as_millis() as u64,
+        now_micros: shared.env.clock.wall_micros(),
+        version: env!("CARGO_PKG_VERSION"),
     }
 }
 

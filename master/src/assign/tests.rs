@@ -16,8 +16,11 @@
 //! | `died <server>` | its watching parent says so |
 //! | `sealed <server> <ends of pieces>`, `sorted <log> <piece> <server>` | recorded |
 //! | `elected`, `renew <server>`, `drain <server>`, `report <server> [pinned file]` | what the leader hears |
+//! | `late <server> <number> [pinned file]` | a report that was under way for long |
+//! | `told <server> <number>` | the server names its last report number in a commit |
 //! | `trimmable <server> <lsn>` | the server reports that its log is flushed up to there |
 //! | `wait <ms>` | time passes |
+//! | `pass <ms>` | time passes, and all live servers renew their leases |
 
 use std::time::Duration;
 
@@ -37,6 +40,7 @@ struct World {
     tuning: Tuning,
     ms: u64,
     serial: u64,
+    reports: BTreeMap<ServerId, u64>,
 }
 
 fn show(action: &Action) -> String {
@@ -54,6 +58,9 @@ fn show(action: &Action) -> String {
             format!("assign {}", assignments.iter().map(one).collect::<Vec<_>>().join(" "))
         }
         Action::Open { server, tablets: keys } => format!("open on {}: {}", server.0, tablets(keys)),
+        Action::Abandon { server, tablets: keys, reason } => {
+            format!("abandon on {}: {} ({reason})", server.0, tablets(keys))
+        }
         Action::Close { server, kind, tablets: keys } => format!("close({kind:?}) on {}: {}", server.0, tablets(keys)),
         Action::Drain { server, tablets: keys } => format!("drain {}: {}", server.0, tablets(keys)),
         Action::SplitMeta(meta) => format!("split-meta {}", meta.0),
@@ -69,7 +76,7 @@ impl World {
     fn new() -> World {
         let tuning = Tuning::default();
         let volatile = Volatile::new(Leases::new(tuning.lease_at_grantor()));
-        let mut world = World { state: State::new(), volatile, tuning, ms: 1_000, serial: 0 };
+        let mut world = World { state: State::new(), volatile, tuning, ms: 1_000, serial: 0, reports: BTreeMap::new() };
         world.elect();
         world
     }
@@ -84,17 +91,27 @@ impl World {
         let now = self.now().moment;
         self.volatile.forget(now);
         self.volatile.leases.elected(Term(self.serial), self.state.servers.live().iter().copied(), now);
+        self.volatile.follow(&self.state, now);
+    }
+
+    fn renew(&mut self, server: ServerId) {
+        let (term, now) = (self.volatile.leases.term().unwrap(), self.now());
+        self.volatile.leases.admit(server, now.moment);
+        self.volatile.leases.grant(server, now.moment, now.wall_micros, term);
+    }
+
+    /// The server's next report.
+    fn report(&mut self, server: ServerId, report: master::ServerLoad) {
+        let number = self.reports.entry(server).or_default();
+        *number += 1;
+        self.volatile.report(server, *number, report, Moment::from_start(Duration::from_millis(self.ms)));
     }
 
     fn apply(&mut self, command: Command) {
         let reply = self.state.apply(command.clone());
         assert!(!matches!(reply, Reply::Refused(_)), "{command:?}: {reply:?}");
         let now = self.now().moment;
-        self.volatile.follow(self.state.servers.live(), now);
-        let reports = Arc::new(self.volatile.loads.iter().map(|(server, load)| (*server, load.reports)).collect());
-        for entry in self.state.deletions.entries().keys() {
-            self.volatile.unnamed_at.entry(*entry).or_insert_with(|| Arc::clone(&reports));
-        }
+        self.volatile.follow(&self.state, now);
     }
 
     fn plan(&self) -> Vec<Action> {
@@ -112,6 +129,12 @@ impl World {
                     self.apply(Command::DeclareDead { server, how: "lapsed".into(), last_heard_micros: None, micros });
                 }
                 Action::Assign(assignments) => self.apply(Command::Assign { assignments, micros }),
+                Action::Abandon { server, tablets, reason } => {
+                    for key in tablets {
+                        let reason = reason.clone();
+                        self.apply(Command::Fail { server, key, reason, lost_recovery_files: vec![], micros });
+                    }
+                }
                 Action::Drain { tablets, .. } => self.apply(Command::Close { tablets }),
                 Action::SplitMeta(meta) => {
                     self.apply(Command::SplitMeta { meta, rows_max: self.tuning.meta_tablet_rows_max });
@@ -203,24 +226,36 @@ impl World {
                 self.apply(Command::RecordSort { log, segment, sorter, path, records: 1, bytes: 1, micros });
             }
             "elected" => self.elect(),
-            "renew" => {
-                let (term, now) = (self.volatile.leases.term().unwrap(), self.now().moment);
-                self.volatile.leases.admit(server(1), now);
-                self.volatile.leases.grant(server(1), now, micros, term);
-            }
+            "renew" => self.renew(server(1)),
             "drain" => {
                 self.volatile.draining.insert(server(1));
             }
             "report" => {
                 let pinned_files = words[2..].iter().map(|path| (*path).to_owned()).collect();
+                self.report(server(1), master::ServerLoad { pinned_files, ..Default::default() });
+            }
+            "late" => {
+                let pinned_files = words[3..].iter().map(|path| (*path).to_owned()).collect();
                 let report = master::ServerLoad { pinned_files, ..Default::default() };
-                self.volatile.report(server(1), report, self.now().moment);
+                self.volatile.report(server(1), number(2), report, self.now().moment);
+            }
+            "told" => {
+                self.reports.insert(server(1), number(2));
+                self.volatile.tell(server(1), number(2));
             }
             "trimmable" => {
-                let report = master::ServerLoad { log_trim_lsn: number(2), ..Default::default() };
-                self.volatile.report(server(1), report, self.now().moment);
+                self.report(server(1), master::ServerLoad { log_trim_lsn: number(2), ..Default::default() });
             }
             "wait" => self.ms += number(1),
+            "pass" => {
+                let end = self.ms + number(1);
+                while self.ms < end {
+                    self.ms = end.min(self.ms + 1_000);
+                    for server in self.state.servers.live().clone() {
+                        self.renew(server);
+                    }
+                }
+            }
             other => panic!("unknown line {other:?}"),
         }
         self.state.check().unwrap();
@@ -299,4 +334,14 @@ fn closes_what_is_deleted_or_drained() {
 #[test]
 fn files_go_when_nobody_reads_them() {
     run(include_str!("testdata/files.txt"));
+}
+
+#[test]
+fn a_tablet_that_is_not_opened_goes_elsewhere() {
+    run(include_str!("testdata/opening.txt"));
+}
+
+#[test]
+fn a_late_report_frees_no_file() {
+    run(include_str!("testdata/late_reports.txt"));
 }

@@ -100,12 +100,13 @@ impl State {
                 return Err(format!("{tablet} needs the log of {log}, which is not being recovered"));
             }
         }
-        if row.is_open()
+        // Sealing is never undone, though a sorted piece may be lost again.
+        if row.owner().is_some()
             && !row.needed_logs.iter().all(|log| {
                 Some(*log) == row.owner() || self.recoveries.get(*log).is_some_and(|recovery| recovery.seal.is_some())
             })
         {
-            return Err(format!("{tablet} is open, but needs a log that is not sealed"));
+            return Err(format!("{tablet} is given away, but needs a log that is not sealed"));
         }
         match row.files().find(|file| !row.range.covers(&file.range)) {
             Some(file) => Err(format!("{tablet} has a reference to {} that is wider than itself", file.path)),

@@ -293,9 +293,10 @@ impl FakeServer {
 }
 
 async fn renew(shared: Arc<FakeShared>, every: Duration) {
-    loop {
+    for report_number in 1.. {
         let load = ServerLoad { pinned_files: shared.pinned.lock().clone(), ..ServerLoad::default() };
-        let request = RenewLeaseRequest { server_id: shared.id, load: Some(load), ..Default::default() };
+        let (server_id, load) = (shared.id, Some(load));
+        let request = RenewLeaseRequest { server_id, load, report_number, ..Default::default() };
         let answer = shared.env.clock.timeout(Duration::from_secs(1), shared.master.clone().renew_lease(request)).await;
         if let Ok(Ok(response)) = answer
             && !response.into_inner().granted
