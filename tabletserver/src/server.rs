@@ -6,7 +6,7 @@
 //! | [`record`], `commit_log`, `latch`, `write` | durable first, visible second, acknowledged last |
 //! | [`memory`] | calls done and the highest timestamp: what makes a repeated call harmless |
 //! | `read` | scans and point reads |
-//! | `tablet`, `tablets`, `open`, `close` | a tablet's life here |
+//! | `tablet`, `tablets`, `open`, `close`, `stop` | a tablet's life here |
 //! | `budget`, `flush`, `compact`, `commit_files` | memory and log stay bounded; files are committed |
 //! | `sort`, [`recovery_file`], `replay` | recovery of a dead server's log |
 //! | `service`, `masters`, `load`, `pins` | RPC in and out; which files are still read |
@@ -41,6 +41,7 @@ mod renewal;
 mod replay;
 mod service;
 mod sort;
+mod stop;
 mod tablet;
 mod tablets;
 mod write;
@@ -68,6 +69,7 @@ use lease::Lease;
 use load::ServerMetrics;
 use masters::Masters;
 use pins::Pins;
+use stop::Stop;
 use tablet::Tablet;
 use tablets::Tablets;
 
@@ -121,6 +123,7 @@ pub(crate) struct Server {
     budget: Budget,
     tablets: Tablets,
     pins: Pins,
+    stop: Stop,
     /// Loaded, and not reported yet.
     opened: Mutex<Vec<Arc<Tablet>>>,
     wake_opened: Notify,
@@ -201,7 +204,22 @@ impl TabletServer {
         }
     }
 
-    /// Ends the incarnation. What is unflushed stays in the log, which the master has sorted for the
+    /// A planned end: flushes and releases what it serves, so that nobody has to recover it, for as long as
+    /// [`TabletServerConfig::stop_ms_max`]; then ends the incarnation.
+    pub async fn stop(&self) -> Result<(), uruk_base::task::TaskPanicked> {
+        let server = &self.server;
+        let given_up = server.env.clock.timeout(server.config.stop_limit(), server.give_up_tablets());
+        tokio::select! {
+            biased;
+            _ = server.incarnation.ended() => {}
+            given_up = given_up => if given_up.is_err() {
+                tracing::warn!("ending before all tablets are released; their log will be recovered");
+            },
+        }
+        self.shutdown().await
+    }
+
+    /// Ends the incarnation at once. What is unflushed stays in the log, which the master has sorted for the
     /// next owners once it learns of the end.
     pub async fn shutdown(&self) -> Result<(), uruk_base::task::TaskPanicked> {
         self.server.incarnation.end(Ended::Shutdown);
@@ -260,6 +278,7 @@ async fn begin(
         log,
         tablets: Tablets::default(),
         pins: Pins::default(),
+        stop: Stop::new(),
         opened: Mutex::default(),
         wake_opened: Notify::new(),
         last_opened: Mutex::new(env.clock.now()),

@@ -44,8 +44,11 @@ impl Server {
                     None => self.spawn_release(key),
                     Some(tablet) if tablet.is_closing.swap(true, Ordering::Relaxed) => {}
                     Some(tablet) => {
-                        let server = self.clone();
-                        self.tasks.spawn("close tablet", async move { close(&server, &tablet).await });
+                        let (server, closing) = (self.clone(), self.start_closing());
+                        self.tasks.spawn("close tablet", async move {
+                            let _closing = closing;
+                            close(&server, &tablet).await;
+                        });
                     }
                 },
             }
@@ -53,8 +56,11 @@ impl Server {
     }
 
     fn spawn_release(self: &Arc<Self>, key: TabletKey) {
-        let server = self.clone();
-        self.tasks.spawn("release tablet", async move { release(&server, key).await });
+        let (server, closing) = (self.clone(), self.start_closing());
+        self.tasks.spawn("release tablet", async move {
+            let _closing = closing;
+            release(&server, key).await;
+        });
     }
 }
 

@@ -61,6 +61,8 @@ pub struct TabletServerConfig {
     pub sorts_max: usize,
     /// Reads that may run at the same time.
     pub reads_max: usize,
+    /// A planned end takes at most this long; what is not released by then is recovered elsewhere.
+    pub stop_ms_max: u64,
     /// One call to a master takes at most this long.
     pub master_call_ms: u64,
     /// Storage engine.
@@ -92,6 +94,7 @@ impl Default for TabletServerConfig {
             flushes_max: 2,
             sorts_max: 2,
             reads_max: 4096,
+            stop_ms_max: 10_000,
             master_call_ms: 2_000,
             engine: EngineConfig::default(),
         }
@@ -144,6 +147,11 @@ impl TabletServerConfig {
             return Err(ConfigError::Server(field, why));
         }
         Ok(self.engine.validate()?)
+    }
+
+    /// How long a planned end may take.
+    pub fn stop_limit(&self) -> Duration {
+        Duration::from_millis(self.stop_ms_max)
     }
 
     /// How long results of calls are remembered.

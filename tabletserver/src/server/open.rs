@@ -62,6 +62,9 @@ type Index = BTreeMap<TabletId, SliceRef>;
 impl Server {
     /// Takes an order; the work goes on in the background.
     pub fn order_open(self: &Arc<Self>, tablets: Vec<OpenTablet>) {
+        if self.stop.is_asked() {
+            return; // the master will know soon, if it does not yet
+        }
         let files = Arc::new(RecoveryFiles::default());
         let fresh: Vec<OpenTablet> = tablets
             .into_iter()

@@ -28,6 +28,8 @@ pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
     let clock = &server.env.clock;
     let mut in_flight = FuturesUnordered::new();
     let mut next_send = clock.now();
+    // Whether a planned end made us send a renewal at once.
+    let mut told = false;
     loop {
         let now = clock.now();
         let left = match server.incarnation.lease.status(now) {
@@ -45,8 +47,13 @@ pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
         let until_send = if in_flight.len() < IN_FLIGHT_MAX { next_send.saturating_since(now) } else { left };
         tokio::select! {
             biased;
-            Some((sent, result)) = in_flight.next(), if !in_flight.is_empty() => match result {
-                Ok(RenewLeaseResponse { granted: true, .. }) => server.incarnation.lease.granted(sent, clock.now()),
+            Some((sent, was_draining, result)) = in_flight.next(), if !in_flight.is_empty() => match result {
+                Ok(RenewLeaseResponse { granted: true, .. }) => {
+                    server.incarnation.lease.granted(sent, clock.now());
+                    if was_draining {
+                        server.stop.note_known();
+                    }
+                }
                 Ok(RenewLeaseResponse { granted: false, master }) => {
                     return server.incarnation.end(Ended::DeclaredDead(format!("master {master} refused the renewal")));
                 }
@@ -58,6 +65,10 @@ pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
                     next_send = next_send.min(clock.now() + RETRY_DELAY);
                 }
             },
+            () = server.stop.asked(), if !told => {
+                told = true;
+                next_send = clock.now();
+            }
             () = clock.sleep(left.min(until_send)) => hint_at_silence(&server, &in_flight),
         }
     }
@@ -71,15 +82,13 @@ fn hint_at_silence<F>(server: &Server, in_flight: &FuturesUnordered<F>) {
     }
 }
 
-async fn renew(server: &Server, timeout: Duration) -> (Moment, Result<RenewLeaseResponse, RpcError>) {
+/// When it was sent, whether it told of a planned end, and the answer.
+async fn renew(server: &Server, timeout: Duration) -> (Moment, bool, Result<RenewLeaseResponse, RpcError>) {
+    let draining = server.stop.is_asked();
     let report_number = server.pins.next_report();
     let load = load::report(server);
-    let request = RenewLeaseRequest {
-        server_id: server.incarnation.server_id.0,
-        load: Some(load),
-        draining: false,
-        report_number,
-    };
+    let request =
+        RenewLeaseRequest { server_id: server.incarnation.server_id.0, load: Some(load), draining, report_number };
     let sent = server.env.clock.now();
     let address = server.masters.current();
     let mut client = server.masters.client(&address);
@@ -91,5 +100,5 @@ async fn renew(server: &Server, timeout: Duration) -> (Moment, Result<RenewLease
     if let Err(error) = &result {
         server.masters.failed_at(&address, error);
     }
-    (sent, result)
+    (sent, draining, result)
 }

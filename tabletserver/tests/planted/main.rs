@@ -11,6 +11,9 @@ mod logs;
 #[allow(dead_code, reason = "shared with the tests of the server without bugs")]
 #[path = "../server/master.rs"]
 mod master;
+#[allow(dead_code, reason = "shared with the tests of the server without bugs")]
+#[path = "../server/objects.rs"]
+mod objects;
 
 use std::time::Duration;
 

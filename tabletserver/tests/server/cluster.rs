@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use uruk_tabletserver::server::{Storage, TabletServer, TabletServerConfig};
 
 use crate::logs::MemoryLogs;
 use crate::master::FakeMaster;
+use crate::objects::FaultyObjects;
 
 pub const FAMILY: FamilyId = FamilyId(7);
 pub const TABLET: u64 = 100;
@@ -30,21 +31,29 @@ type Channel = tonic::transport::Channel;
 
 /// The machine's clock, which tests may put forward: as if the process had been stopped meanwhile.
 #[derive(Debug, Default)]
-pub struct JumpingClock(AtomicU64);
+pub struct JumpingClock {
+    ahead_ms: AtomicU64,
+    wall_ahead_ms: AtomicU64,
+}
 
 impl JumpingClock {
     pub fn jump(&self, by: Duration) {
-        self.0.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
+        self.ahead_ms.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// Puts only the wall clock forward.
+    pub fn jump_wall(&self, by: Duration) {
+        self.wall_ahead_ms.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
     }
 }
 
 impl ClockSource for JumpingClock {
     fn now(&self) -> Moment {
-        Clock::real().now() + Duration::from_millis(self.0.load(Ordering::SeqCst))
+        Clock::real().now() + Duration::from_millis(self.ahead_ms.load(Ordering::SeqCst))
     }
 
     fn wall_micros(&self) -> i64 {
-        Clock::real().wall_micros()
+        Clock::real().wall_micros() + self.wall_ahead_ms.load(Ordering::SeqCst) as i64 * 1000
     }
 
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -59,6 +68,8 @@ pub struct Cluster {
     pub master: FakeMaster,
     pub master_address: String,
     pub objects: Arc<InMemory>,
+    /// Recovery files cannot be read while set.
+    pub hides_recovery_files: Arc<AtomicBool>,
     pub logs: MemoryLogs,
 }
 
@@ -77,7 +88,9 @@ impl Cluster {
             rpc::serve(&serve_env, listener, routes, &serve_env.tasks).await.expect("serves");
         });
         let clock = Arc::default();
-        Cluster { env, clock, master, master_address, objects: Arc::default(), logs: MemoryLogs::new(segment_bytes) }
+        let logs = MemoryLogs::new(segment_bytes);
+        let (objects, hides_recovery_files) = (Arc::default(), Arc::default());
+        Cluster { env, clock, master, master_address, objects, hides_recovery_files, logs }
     }
 
     pub fn config(&self) -> TabletServerConfig {
@@ -90,8 +103,10 @@ impl Cluster {
 
     pub async fn start_with(&self, config: TabletServerConfig) -> Host {
         let objects: Arc<dyn ObjectStore> = self.objects.clone();
-        let storage =
-            Storage { objects: objects.clone(), recovery_objects: objects, logs: Arc::new(self.logs.clone()) };
+        let recovery_objects =
+            FaultyObjects { inner: self.objects.clone(), is_unreadable: self.hides_recovery_files.clone() };
+        let recovery_objects = Arc::new(recovery_objects);
+        let storage = Storage { objects, recovery_objects, logs: Arc::new(self.logs.clone()) };
         // As in a process of its own: nothing is shared, not even metrics.
         let clock = Clock::from_source(self.clock.clone());
         let env = Env { metrics: Default::default(), clock, ..self.env.with_tasks(self.env.tasks.child()) };

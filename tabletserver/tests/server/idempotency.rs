@@ -1,5 +1,7 @@
 //! A call repeated is a call done once: at once, in flight, across crashes and moves.
 
+use std::time::Duration;
+
 use uruk_proto::ErrorCode;
 
 use crate::cluster::*;
@@ -114,4 +116,26 @@ async fn old_and_settled_requests_are_refused() {
     let errors = host.mutate(puts(TABLET, &[("a", "1")], call(&cluster, 3))).await.expect("answers");
     assert_eq!(errors[0].code, ErrorCode::FailedPrecondition as u32);
     assert_eq!(host.values(TABLET).await, pairs(&[("b", "1")]));
+}
+
+#[tokio::test]
+async fn a_full_memory_forgets_what_is_past_its_time_when_the_next_call_comes() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    // Every other row is bad, so that each good one is a run of its own.
+    let rows: Vec<String> = (0..100_000).map(|i| if i % 2 == 0 { format!("row-{i}") } else { String::new() }).collect();
+    let batch: Vec<_> = rows.iter().map(|row| (row.as_str(), "1")).collect();
+    for round in 0..4 {
+        let errors = host.mutate(puts(TABLET, &batch, call(&cluster, round * 200_000))).await.expect("writes");
+        assert_eq!(errors.len(), 50_000);
+    }
+    let error = host.mutate(puts(TABLET, &[("a", "1")], call(&cluster, 2_000_000))).await.expect_err("full");
+    assert_eq!(error.code, ErrorCode::Overloaded, "{error}");
+    assert!(error.message.contains("calls are remembered"), "{error}");
+    let later = Duration::from_secs(601);
+    cluster.clock.jump_wall(later);
+    let mut key = call(&cluster, 2_000_001);
+    key.as_mut().expect("has a key").issued_micros += later.as_micros() as i64;
+    assert_eq!(host.mutate(puts(TABLET, &[("a", "1")], key)).await, Ok(vec![]));
 }

@@ -43,6 +43,9 @@ pub struct State {
     pub commits: Vec<CommitFilesRequest>,
     pub opened_calls: Vec<Vec<TabletKey>>,
     pub released: Vec<TabletKey>,
+    /// Servers that said that they are about to end; and whether each release came after that.
+    pub draining: std::collections::BTreeSet<u64>,
+    pub released_draining: Vec<bool>,
     /// The report number of each release.
     pub released_reports: Vec<u64>,
     pub failed: Vec<TabletFailedRequest>,
@@ -133,6 +136,9 @@ impl MasterControl for FakeMaster {
             hang().await;
         }
         self.with(|state| {
+            if request.draining {
+                state.draining.insert(request.server_id);
+            }
             let load = request.load.unwrap_or_default();
             state.reports.push((request.server_id, request.report_number, load.pinned_files.clone()));
             state.loads.insert(request.server_id, load);
@@ -225,6 +231,7 @@ impl MasterControl for FakeMaster {
         self.with(|state| {
             state.released.push(request.tablet.unwrap_or_default());
             state.released_reports.push(request.report_number);
+            state.released_draining.push(state.draining.contains(&request.server_id));
         });
         Ok(Response::new(TabletReleasedResponse {}))
     }

@@ -1,5 +1,8 @@
 //! A dead server's tablets live on elsewhere, whole.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use uruk_base::commit_log::Lsn;
 use uruk_proto::tablet::SortSegmentRequest;
 use uruk_proto::{ErrorCode, RpcError};
@@ -135,6 +138,31 @@ async fn a_missing_or_damaged_recovery_file_is_named() {
     next.order_open(vec![order]).await;
     next.until_serving(TABLET).await;
     assert_eq!(next.scan(TABLET).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_recovery_file_that_cannot_be_read_for_long_counts_as_lost() {
+    let cluster = Cluster::new().await;
+    cluster.master.with(|state| state.lease_ms = 60_000);
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    let rows = fill(&host, TABLET, 5).await;
+    host.server.shutdown().await.expect("stops");
+    let next = cluster.start().await;
+    let order = cluster.recover(&next, TABLET).await;
+    let path = order.recovered[0].path.clone();
+    cluster.hides_recovery_files.store(true, Ordering::Relaxed);
+    next.order_open(vec![order.clone()]).await;
+    cluster.let_time_pass().await;
+    assert!(cluster.master.with(|state| state.failed.is_empty()), "it is tried again for a while");
+    cluster.clock.jump(Duration::from_secs(10));
+    cluster.until("it fails", || !cluster.master.with(|state| state.failed.is_empty())).await;
+    let failed = cluster.master.with(|state| state.failed.remove(0));
+    assert_eq!(failed.lost_recovery_files, [path], "{}", failed.reason);
+    cluster.hides_recovery_files.store(false, Ordering::Relaxed);
+    next.order_open(vec![order]).await;
+    next.until_serving(TABLET).await;
+    assert_eq!(next.values(TABLET).await, rows);
 }
 
 #[tokio::test]

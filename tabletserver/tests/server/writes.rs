@@ -5,8 +5,9 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::join_all;
 use uruk_base::commit_log::{CommitLogStore, LogError};
+use uruk_proto::master::TabletKey;
 use uruk_proto::tablet::RowMutations;
-use uruk_proto::{ErrorCode, FamilyId};
+use uruk_proto::{ErrorCode, FamilyId, RpcError};
 use uruk_tabletserver::server::Ended;
 
 use crate::cluster::*;
@@ -151,6 +152,32 @@ async fn a_read_modify_write_waits_for_the_put_before_it() {
     let (put, matched) = tokio::join!(write, check);
     put.expect("writes");
     assert!(matched, "saw the put");
+}
+
+#[tokio::test]
+async fn a_check_that_writes_nothing_is_not_answered_once_the_tablet_has_gone() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    cluster.logs.hold(host.log());
+    let frames = cluster.logs.frames(host.log());
+    let write = host.try_put(TABLET, "row", "1");
+    let check = async {
+        cluster.until("the put is appended", || cluster.logs.frames(host.log()) > frames).await;
+        let mut client = host.client();
+        // It waits for the put, matches, and has nothing to write then.
+        let check = client.check_and_mutate(put_if_absent(TABLET, "row", "2", None));
+        let discard = async {
+            cluster.let_time_pass().await;
+            host.order_close(TabletKey { tablet_id: TABLET, epoch: 1 }, true).await;
+            cluster.logs.release(host.log());
+        };
+        tokio::join!(check, discard).0
+    };
+    let (_put, check) = tokio::join!(write, check);
+    let error = RpcError::from(check.expect_err("who knows what the next owner has written"));
+    assert_eq!(error.code, ErrorCode::StaleLocation, "{error}");
+    assert!(error.message.contains("not here any more"), "it had begun before: {error}");
 }
 
 #[tokio::test]
