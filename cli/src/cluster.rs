@@ -33,18 +33,22 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct ClusterSpec {
     /// Data, logs and the list of ports.
     pub dir: PathBuf,
+    /// Number of masters: 1 or 3.
+    pub masters: usize,
+    /// Number of the chunk store's controllers: 1 or 3.
+    pub controllers: usize,
     /// Number of tablet servers.
     pub tablet_servers: usize,
     /// Number of chunk servers.
     pub chunk_servers: usize,
     /// First of consecutive ports (master, its status page, controller, chunk servers, tablet
-    /// servers); 0 picks free ones.
+    /// servers, more masters and their pages, more controllers); 0 picks free ones.
     pub port_base: u16,
     /// What an acknowledged write has survived.
     pub durability: Durability,
     /// More flags for each tablet server.
     pub tabletserver_flags: Vec<String>,
-    /// More flags for the master.
+    /// More flags for each master.
     pub master_flags: Vec<String>,
     /// Start processes again that died.
     pub restart: bool,
@@ -88,13 +92,18 @@ pub struct LocalCluster {
 }
 
 /// Kept in the folder, so that a cluster keeps its addresses.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Ports {
     master: u16,
     http: u16,
     controller: u16,
     chunk_servers: Vec<u16>,
     tablet_servers: Vec<u16>,
+    /// The second master and its page, the third, ...
+    #[serde(default)]
+    more_masters: Vec<(u16, u16)>,
+    #[serde(default)]
+    more_controllers: Vec<u16>,
 }
 
 impl LocalCluster {
@@ -121,9 +130,9 @@ impl LocalCluster {
         Ok(cluster)
     }
 
-    /// The master's address.
-    pub fn master(&self) -> String {
-        local(self.ports.master)
+    /// The masters' addresses.
+    pub fn masters(&self) -> Vec<String> {
+        self.ports.masters(&self.spec).into_iter().map(|(port, _)| local(port)).collect()
     }
 
     /// The status page.
@@ -158,29 +167,37 @@ impl LocalCluster {
 
     fn launches(&self) -> Vec<Launch> {
         let spec = &self.spec;
-        let controller = local(self.ports.controller);
-        let (master, http) = (local(self.ports.master), local(self.ports.http));
         let folder = |name: &str| spec.dir.join(name).display().to_string();
         let durability = format!("--durability={}", spec.durability);
         let flags = |list: &[&str]| list.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
-        let mut launches = vec![Launch {
-            name: "dfs-controller-1".into(),
-            role: "dfs-controller",
-            args: flags(&["--dir", &folder("dfs-controller-1"), "--listen", &controller]),
-        }];
+        let controller_ports = self.ports.controllers(spec);
+        let (controllers, controller_members) = group(&controller_ports);
+        let master_ports = self.ports.masters(spec);
+        let (masters, master_members) = group(&master_ports.iter().map(|(port, _)| *port).collect::<Vec<_>>());
+        let mut launches = Vec::new();
+        for (place, port) in controller_ports.iter().enumerate() {
+            let (node, name) = ((place + 1).to_string(), format!("dfs-controller-{}", place + 1));
+            let mut args = flags(&["--dir", &folder(&name), "--listen", &local(*port)]);
+            args.extend(flags(&["--node", &node, "--members", &controller_members]));
+            launches.push(Launch { name, role: "dfs-controller", args });
+        }
         for (place, port) in self.ports.chunk_servers.iter().enumerate().take(spec.chunk_servers) {
             let name = format!("chunkserver-{}", place + 1);
-            let args = flags(&["--dir", &folder(&name), "--listen", &local(*port), "--controllers", &controller]);
+            let args = flags(&["--dir", &folder(&name), "--listen", &local(*port), "--controllers", &controllers]);
             launches.push(Launch { name, role: "chunkserver", args });
         }
-        let mut args = flags(&["--dir", &folder("master-1"), "--listen", &master, "--http", &http]);
-        args.extend(flags(&["--controllers", &controller, &durability]));
-        args.extend(spec.master_flags.iter().cloned());
-        launches.push(Launch { name: "master-1".into(), role: "master", args });
+        for (place, (port, page)) in master_ports.iter().enumerate() {
+            let (node, name) = ((place + 1).to_string(), format!("master-{}", place + 1));
+            let mut args = flags(&["--dir", &folder(&name), "--listen", &local(*port), "--http", &local(*page)]);
+            args.extend(flags(&["--node", &node, "--members", &master_members]));
+            args.extend(flags(&["--controllers", &controllers, &durability]));
+            args.extend(spec.master_flags.iter().cloned());
+            launches.push(Launch { name, role: "master", args });
+        }
         for (place, port) in self.ports.tablet_servers.iter().enumerate().take(spec.tablet_servers) {
             let name = format!("tabletserver-{}", place + 1);
-            let mut args = flags(&["--listen", &local(*port), "--masters", &master]);
-            args.extend(flags(&["--controllers", &controller, &durability]));
+            let mut args = flags(&["--listen", &local(*port), "--masters", &masters]);
+            args.extend(flags(&["--controllers", &controllers, &durability]));
             args.extend(spec.tabletserver_flags.iter().cloned());
             launches.push(Launch { name, role: "tabletserver", args });
         }
@@ -210,7 +227,25 @@ fn local(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }
 
+/// The addresses of a group, as `--controllers` takes them and as `--members` does.
+fn group(ports: &[u16]) -> (String, String) {
+    let addresses: Vec<String> = ports.iter().map(|port| local(*port)).collect();
+    let members: Vec<String> = (1..).zip(&addresses).map(|(node, address)| format!("{node}={address}")).collect();
+    (addresses.join(","), members.join(","))
+}
+
 impl Ports {
+    /// Each master's port and its page's.
+    fn masters(&self, spec: &ClusterSpec) -> Vec<(u16, u16)> {
+        let more = self.more_masters.iter().take(spec.masters - 1);
+        std::iter::once(&(self.master, self.http)).chain(more).copied().collect()
+    }
+
+    fn controllers(&self, spec: &ClusterSpec) -> Vec<u16> {
+        let more = self.more_controllers.iter().take(spec.controllers - 1);
+        std::iter::once(&self.controller).chain(more).copied().collect()
+    }
+
     async fn load_or_pick(env: &Env, spec: &ClusterSpec) -> Result<Ports> {
         env.disk.create_dir_all(&spec.dir).await.with_context(|| format!("cannot make {}", spec.dir.display()))?;
         let file = spec.dir.join("ports.json");
@@ -219,7 +254,7 @@ impl Ports {
                 let text = env.disk.read(&file).await.context("cannot read ports.json")?;
                 serde_json::from_slice(&text).with_context(|| format!("bad {}", file.display()))?
             }
-            false => Ports { master: 0, http: 0, controller: 0, chunk_servers: vec![], tablet_servers: vec![] },
+            false => Ports::default(),
         };
         let mut picker = PortPicker { next: spec.port_base, held: Vec::new() };
         for port in [&mut ports.master, &mut ports.http, &mut ports.controller] {
@@ -227,7 +262,11 @@ impl Ports {
         }
         ports.chunk_servers.resize(ports.chunk_servers.len().max(spec.chunk_servers), 0);
         ports.tablet_servers.resize(ports.tablet_servers.len().max(spec.tablet_servers), 0);
-        for port in ports.chunk_servers.iter_mut().chain(&mut ports.tablet_servers) {
+        ports.more_masters.resize(ports.more_masters.len().max(spec.masters - 1), (0, 0));
+        ports.more_controllers.resize(ports.more_controllers.len().max(spec.controllers - 1), 0);
+        let more_masters = ports.more_masters.iter_mut().flat_map(|(port, page)| [port, page]);
+        let servers = ports.chunk_servers.iter_mut().chain(&mut ports.tablet_servers);
+        for port in servers.chain(more_masters).chain(&mut ports.more_controllers) {
             picker.fill(port)?;
         }
         let text = serde_json::to_vec_pretty(&ports).expect("plain data becomes JSON");

@@ -118,6 +118,8 @@ pub async fn run(options: Bench) -> Result<ExitCode> {
         false => {
             let spec = ClusterSpec {
                 dir,
+                masters: 1,
+                controllers: 1,
                 tablet_servers: 3,
                 chunk_servers: 3,
                 port_base: 0,
@@ -127,7 +129,7 @@ pub async fn run(options: Bench) -> Result<ExitCode> {
                 restart: false,
             };
             let cluster = LocalCluster::start(&env, spec).await?;
-            (vec![cluster.master()], Some(cluster))
+            (cluster.masters(), Some(cluster))
         }
     };
     let outcome = measure_all(&env, &masters, options).await;

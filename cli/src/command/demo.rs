@@ -81,6 +81,8 @@ pub async fn run(options: Demo) -> Result<ExitCode> {
     let (dir, _temporary) = data_folder(options.dir.clone())?;
     let spec = ClusterSpec {
         dir,
+        masters: 1,
+        controllers: 1,
         tablet_servers: 3,
         chunk_servers: 3,
         port_base: 0,
@@ -124,7 +126,7 @@ impl Run {
             "cluster: 1 master, 3 tablet servers, 1 controller, 3 chunk servers; status page {}",
             self.cluster.status_page()
         ));
-        let client = Client::connect(&self.env, &[self.cluster.master()])?;
+        let client = Client::connect(&self.env, &self.cluster.masters())?;
         let families = [FamilySpec::new("meta"), FamilySpec::new("contents")];
         let splits: Vec<Bytes> = sources::splits(files, TABLETS).into_iter().map(Bytes::from).collect();
         client.create_table(TABLE, &families, &splits).await.context("cannot create the table")?;
@@ -225,7 +227,7 @@ impl Run {
 
     /// Kills the tablet server with most tablets and measures until every range is served again.
     async fn kill(&self, table: &Table) -> Result<(Availability, Option<RecoveryView>)> {
-        let masters = [self.cluster.master()];
+        let masters = self.cluster.masters();
         let servers = fetch_servers(&self.env, &masters).await?;
         let live = servers.into_iter().filter(|server| server.state == "live");
         let victim = live.max_by_key(|server| server.tablets).context("no tablet server lives")?;

@@ -21,13 +21,20 @@ pub struct Dev {
     /// Keep the data in this folder [default: a temporary one, removed at the end]
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// Number of masters; with three, one may be down
+    #[arg(long, default_value_t = 1, value_parser = group_size)]
+    masters: u16,
+    /// Number of the chunk store's controllers; with three, one may be down
+    #[arg(long, default_value_t = 1, value_parser = group_size)]
+    controllers: u16,
     /// Number of tablet servers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     tablet_servers: u16,
     /// Number of chunk servers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     chunk_servers: u16,
-    /// First port: master, its status page, controller, chunk servers, tablet servers; 0 = free ones
+    /// First port: master, its status page, controller, chunk servers, tablet servers, more masters with their
+    /// pages, more controllers; 0 = free ones
     #[arg(long, default_value_t = DEFAULT_PORT_BASE)]
     port_base: u16,
     /// What an acknowledged write has survived
@@ -39,7 +46,7 @@ pub struct Dev {
     /// More flags for each tablet server, as one string
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
     tabletserver_flags: Option<String>,
-    /// More flags for the master, as one string
+    /// More flags for each master, as one string
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
     master_flags: Option<String>,
     /// Print one JSON object a line
@@ -55,6 +62,8 @@ pub async fn run(options: Dev) -> Result<ExitCode> {
         |flags: &Option<String>| flags.iter().flat_map(|f| f.split_whitespace()).map(str::to_owned).collect::<Vec<_>>();
     let spec = ClusterSpec {
         dir,
+        masters: usize::from(options.masters),
+        controllers: usize::from(options.controllers),
         tablet_servers: usize::from(options.tablet_servers),
         chunk_servers: usize::from(options.chunk_servers),
         port_base: options.port_base,
@@ -80,6 +89,14 @@ pub async fn run(options: Dev) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A group survives the loss of a member only from three on, and never more of it with an even number.
+pub fn group_size(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(size @ (1 | 3 | 5)) => Ok(size),
+        Ok(_) | Err(_) => Err("give 1, 3 or 5".to_owned()),
+    }
+}
+
 /// The folder to use, and what removes it at the end if it is a temporary one.
 pub fn data_folder(dir: Option<PathBuf>) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
     match dir {
@@ -93,7 +110,7 @@ pub fn data_folder(dir: Option<PathBuf>) -> Result<(PathBuf, Option<tempfile::Te
 }
 
 async fn print_started(env: &Env, cluster: &LocalCluster, json: bool) {
-    let workers = fetch_servers(env, &[cluster.master()]).await.unwrap_or_default();
+    let workers = fetch_servers(env, &cluster.masters()).await.unwrap_or_default();
     let worker_of = |parent: u32| workers.iter().find(|worker| worker.parent_pid == parent).map(|worker| worker.pid);
     if json {
         for process in cluster.processes() {
@@ -101,7 +118,11 @@ async fn print_started(env: &Env, cluster: &LocalCluster, json: bool) {
             line["worker_pid"] = worker_of(process.pid).into();
             println!("{line}");
         }
-        println!("{}", serde_json::json!({"master": cluster.master(), "status_page": cluster.status_page()}));
+        let masters = cluster.masters();
+        let line = serde_json::json!({
+            "master": masters[0], "masters": masters, "status_page": cluster.status_page(),
+        });
+        println!("{line}");
         return;
     }
     let rows = cluster.processes().into_iter().map(|process| {
@@ -117,9 +138,10 @@ async fn print_started(env: &Env, cluster: &LocalCluster, json: bool) {
     println!("data         {}", cluster.dir().display());
     println!("\nA tablet server is two processes: the worker serves, its parent watches it, reports its death and");
     println!("starts a new one. Kill a worker:  kill -9 <WORKER PID>   both:  kill -9 <PID> <WORKER PID>");
-    let flag = match cluster.master().ends_with(&format!(":{DEFAULT_PORT_BASE}")) {
+    let masters = cluster.masters();
+    let flag = match masters.len() == 1 && masters[0].ends_with(&format!(":{DEFAULT_PORT_BASE}")) {
         true => String::new(),
-        false => format!(" --master {}", cluster.master()),
+        false => format!(" --master {}", masters.join(",")),
     };
     println!(
         "Try:  uruk status{flag}      uruk table create{flag} t --families f      uruk put{flag} t row1 f:a=hello"

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::command::dev;
 use crate::process::Durability;
 
 mod kill_process;
@@ -34,6 +35,12 @@ pub struct Common {
     /// Tablets of the drill's table
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub tablets: u16,
+    /// Masters of the drill's cluster
+    #[arg(long, default_value_t = 1, value_parser = dev::group_size)]
+    pub masters: u16,
+    /// Controllers of its chunk store
+    #[arg(long, default_value_t = 1, value_parser = dev::group_size)]
+    pub controllers: u16,
     /// What an acknowledged write has survived
     #[arg(long, value_enum, default_value_t)]
     pub durability: Durability,

@@ -87,6 +87,16 @@ async fn fetch<T: DeserializeOwned>(env: &Env, masters: &[String], path: &str) -
 }
 
 #[derive(Deserialize)]
+struct Overview {
+    master: MasterView,
+}
+
+#[derive(Deserialize)]
+struct MasterView {
+    address: String,
+}
+
+#[derive(Deserialize)]
 struct Servers {
     servers: Vec<ServerView>,
 }
@@ -104,6 +114,11 @@ struct Recoveries {
 /// All tablet servers that the master knows, dead ones too.
 pub async fn fetch_servers(env: &Env, masters: &[String]) -> Result<Vec<ServerView>> {
     Ok(fetch::<Servers>(env, masters, "servers").await?.servers)
+}
+
+/// Where the leading master serves: only the leader tells its status.
+pub async fn fetch_leader(env: &Env, masters: &[String]) -> Result<String> {
+    Ok(fetch::<Overview>(env, masters, "status").await?.master.address)
 }
 
 /// All tablets of all tables.

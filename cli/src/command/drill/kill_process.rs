@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::Common;
 use super::stage::{Stage, signal};
+use crate::command::status::fetch_leader;
 use crate::load::availability::probe;
 use crate::output::human_count;
 
@@ -19,9 +20,9 @@ const RUN_UP: Duration = Duration::from_secs(1);
 /// Which process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Role {
-    /// The master
+    /// The leading master
     Master,
-    /// The chunk store's controller
+    /// One of the chunk store's controllers, in turn
     DfsController,
     /// One of the chunk servers, in turn
     Chunkserver,
@@ -55,6 +56,14 @@ pub async fn run(options: Options) -> Result<ExitCode> {
             }
         }
     }
+    // The cluster is whole, or says why not; a lease that was lost shows as a dead incarnation.
+    let leases_lost = match stage.whole().await {
+        Ok(()) => stage.dead_servers().await?,
+        Err(error) => {
+            failure.get_or_insert(error);
+            0
+        }
+    };
     stage.say("reading every acknowledged row back ...");
     let verdict = stage.end().await?;
     times.sort_unstable();
@@ -65,13 +74,13 @@ pub async fn run(options: Options) -> Result<ExitCode> {
             "{}",
             json!({
                 "kills": times.len(), "acknowledged": verdict.acknowledged, "lost": verdict.lost,
-                "wrong_answers": verdict.traffic.violations, "unavailable_ms": {"p50": p50, "max": max},
+                "wrong_answers": verdict.traffic.violations, "leases_lost": leases_lost, "unavailable_ms": {"p50": p50, "max": max},
             })
         );
     } else {
         verdict.print();
         println!(
-            "{} kills, acknowledged {}, lost {}, unavailable p50 {p50} ms, max {max} ms",
+            "{} kills, acknowledged {}, lost {}, unavailable p50 {p50} ms, max {max} ms, leases lost {leases_lost}",
             times.len(),
             human_count(verdict.acknowledged),
             verdict.lost
@@ -94,6 +103,10 @@ async fn kill_one(stage: &Stage, role: Role, turn: usize) -> Result<Duration> {
     };
     let mut processes = stage.cluster.processes();
     processes.retain(|process| process.role == name);
+    if role == Role::Master {
+        let leader = fetch_leader(&stage.env, &stage.cluster.masters()).await?;
+        processes.retain(|process| process.address == leader);
+    }
     let victim = processes.get(turn % processes.len().max(1)).with_context(|| format!("no {name} runs"))?;
     let tablets = stage.tablets().await?;
     let killed = stage.env.clock.now();

@@ -120,7 +120,7 @@ async fn kill_one(stage: &Stage, options: &Options, turn: u32) -> Result<Kill> {
         availability.unavailable().as_millis()
     ));
     if !stage.json {
-        let recoveries = fetch_recoveries(&stage.env, &[stage.cluster.master()]).await?;
+        let recoveries = fetch_recoveries(&stage.env, &stage.cluster.masters()).await?;
         recoveries.iter().filter(|recovery| recovery.server_id == victim.server_id).for_each(print_timeline);
     }
     Ok(Kill { log_bytes: victim.unflushed_log_bytes, availability })

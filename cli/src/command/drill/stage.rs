@@ -53,6 +53,8 @@ impl Stage {
         let (dir, temporary) = data_folder(common.dir.clone())?;
         let spec = ClusterSpec {
             dir,
+            masters: usize::from(common.masters),
+            controllers: usize::from(common.controllers),
             tablet_servers: 3,
             chunk_servers: 3,
             port_base: 0,
@@ -93,13 +95,19 @@ impl Stage {
 
     /// The live tablet servers.
     pub async fn servers(&self) -> Result<Vec<ServerView>> {
-        let servers = fetch_servers(&self.env, &[self.cluster.master()]).await?;
+        let servers = fetch_servers(&self.env, &self.cluster.masters()).await?;
         Ok(servers.into_iter().filter(|server| server.state == "live").collect())
+    }
+
+    /// How many incarnations of tablet servers have died.
+    pub async fn dead_servers(&self) -> Result<usize> {
+        let servers = fetch_servers(&self.env, &self.cluster.masters()).await?;
+        Ok(servers.iter().filter(|server| server.state == "dead").count())
     }
 
     /// The drill's tablets.
     pub async fn tablets(&self) -> Result<Vec<TabletView>> {
-        let tablets = fetch_tablets(&self.env, &[self.cluster.master()]).await?;
+        let tablets = fetch_tablets(&self.env, &self.cluster.masters()).await?;
         Ok(tablets.into_iter().filter(|tablet| tablet.table == TABLE).collect())
     }
 
@@ -183,7 +191,7 @@ impl Verdict {
 }
 
 async fn make_table(env: &Env, cluster: &LocalCluster, tablets: usize) -> Result<Table> {
-    let client = Client::connect(env, &[cluster.master()])?;
+    let client = Client::connect(env, &cluster.masters())?;
     let splits: Vec<Bytes> = hashed_splits(tablets).into_iter().map(Bytes::from).collect();
     client.create_table(TABLE, &[FamilySpec::new(FAMILY)], &splits).await.context("cannot create the drill's table")?;
     Ok(client.table(TABLE).await?)
