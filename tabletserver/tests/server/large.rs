@@ -46,11 +46,13 @@ async fn in_the_middle_of_a_write<T: std::fmt::Debug>(
 
 #[tokio::test]
 async fn a_cell_of_100_mib_is_read_after_a_flush_and_after_a_crash() {
+    // Before anything needs the only thread in time.
+    let (first, second) = (large(LARGEST, 1), large(LARGEST, 2));
     let cluster = Cluster::with_segments(20 << 20).await;
+    cluster.master.with(|state| state.lease_ms = 60_000);
     let config = TabletServerConfig { memtable_bytes_soft: 50 << 20, ..cluster.config() };
     let host = cluster.start_with(config.clone()).await;
     cluster.open(&host, TABLET).await;
-    let (first, second) = (large(LARGEST, 1), large(LARGEST, 2));
     let reads = async |host: &Host, value: &String| {
         let values = host.values(TABLET).await;
         assert!(values.len() == 1 && values[0].0 == "row" && values[0].1 == *value, "another value");
