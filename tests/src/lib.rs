@@ -48,7 +48,9 @@ pub struct Dev {
     child: Child,
     /// One JSON object per process: name, role, pid, worker_pid, address.
     pub processes: Vec<serde_json::Value>,
-    /// The master's address.
+    /// The masters' addresses.
+    pub masters: Vec<String>,
+    /// The same, as `--master` takes them.
     pub master: String,
     /// The status page.
     pub status_page: String,
@@ -68,12 +70,14 @@ impl Dev {
         let mut processes = Vec::new();
         for line in &mut lines {
             let line: serde_json::Value = serde_json::from_str(&line.expect("text")).expect("JSON");
-            if let (Some(master), Some(page)) = (line["master"].as_str(), line["status_page"].as_str()) {
-                let (master, status_page) = (master.to_owned(), page.to_owned());
+            if let (Some(masters), Some(page)) = (line["masters"].as_array(), line["status_page"].as_str()) {
+                let masters: Vec<String> =
+                    masters.iter().map(|master| master.as_str().expect("an address").to_owned()).collect();
+                let (master, status_page) = (masters.join(","), page.to_owned());
                 // Keep the pipe open and empty, so that dev never blocks on it.
                 #[allow(clippy::disallowed_methods)] // ends with the child
                 std::thread::spawn(move || lines.for_each(drop));
-                return Dev { child, processes, master, status_page };
+                return Dev { child, processes, masters, master, status_page };
             }
             processes.push(line);
         }

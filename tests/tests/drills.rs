@@ -1,6 +1,9 @@
 //! Drills on real processes: kill -9 and SIGSTOP under load, with nothing acknowledged lost.
 
-use uruk_tests::drill;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use uruk_tests::{Dev, drill, uruk_ok};
 
 fn assert_nothing_lost(report: &serde_json::Value) {
     assert_eq!(report["lost"], 0, "{report}");
@@ -42,4 +45,50 @@ fn killed_masters_controllers_and_chunk_servers_lose_nothing() {
     let report = drill(&["kill-process", "--times", "2", "--tablets", "6"]);
     assert_nothing_lost(&report);
     assert_eq!(report["kills"], 6, "{report}");
+}
+
+#[test]
+fn with_three_masters_a_killed_leader_costs_no_lease_and_no_write() {
+    let group = ["--masters", "3", "--controllers", "3"];
+    let report = drill(&[&["kill-process", "--role", "master", "--times", "3", "--tablets", "6"], &group[..]].concat());
+    assert_nothing_lost(&report);
+    assert_eq!(report["kills"], 3, "{report}");
+    assert_eq!(report["leases_lost"], 0, "{report}");
+    // Reads and writes need no master: they went on.
+    assert!(report["unavailable_ms"]["max"].as_u64() < Some(3_000), "{report}");
+}
+
+#[test]
+fn any_of_three_masters_leads_to_the_data() {
+    let dev = Dev::start(&["--masters", "3", "--controllers", "3"]);
+    assert_eq!(dev.masters.len(), 3);
+    assert_eq!(dev.processes.iter().filter(|process| process["role"] == "dfs-controller").count(), 3);
+    for (number, master) in dev.masters.iter().enumerate() {
+        let table = format!("t{number}");
+        uruk_ok(&["table", "create", &table, "--families", "f", "--splits", "m", "--master", master]);
+        uruk_ok(&["put", &table, "row", "f:a=hello", "--master", master]);
+        for other in &dev.masters {
+            let row = uruk_ok(&["get", &table, "row", "--master", other]);
+            assert!(row.contains("hello"), "{row}");
+            assert!(uruk_ok(&["status", "--master", other]).contains(&table));
+        }
+    }
+    // Followers send the browser to the leader's page, and show themselves when asked to.
+    let pages = dev.processes.iter().filter_map(|process| process["http"].as_str());
+    let answers: Vec<(String, String)> = pages.map(|page| (page.to_owned(), http_get(page, "/servers"))).collect();
+    let (led, sent): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, text)| text.contains(" 200 OK"));
+    assert_eq!((led.len(), sent.len()), (1, 2), "{led:?} {sent:?}");
+    for (page, answer) in sent {
+        assert!(answer.contains(&format!("location: http://{}/servers", led[0].0)), "{answer}");
+        assert!(http_get(&page, "/servers?here").contains(" 200 OK"));
+    }
+    dev.interrupt();
+}
+
+fn http_get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the page answers");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("asks");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    answer
 }
