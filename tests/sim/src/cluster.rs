@@ -27,7 +27,7 @@ use uruk_tabletserver::server::TabletServer;
 use crate::host::Host;
 use crate::plan::Plan;
 use crate::registry::{Progress, Registry};
-use crate::stub::{self as workload, Shared, Workload};
+use crate::workload::{self, Shared, Workload};
 
 /// Where every process listens.
 const PORT: u16 = 7000;

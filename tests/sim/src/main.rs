@@ -14,11 +14,9 @@
 //! The same seed gives the same trace, byte for byte: `uruk-sim meta` demands it. One seed per process,
 //! since clocks and randomness are overridden for the whole process.
 
-#[allow(dead_code)]
 mod check;
 mod cluster;
 mod fleet;
-#[allow(dead_code)]
 mod history;
 mod host;
 mod invariant;
@@ -32,10 +30,8 @@ mod report;
 mod run;
 mod scenario;
 mod seeds;
-mod stub;
 mod trace;
 mod tuning;
-#[allow(dead_code)]
 mod workload;
 mod world;
 

@@ -6,8 +6,8 @@ use uruk_base::Random;
 
 use crate::host::ClockError;
 use crate::scenario::Scenario;
-use crate::stub::Workload;
 use crate::tuning::{CLOCK_RATE_ERROR_PPM, Tuning};
+use crate::workload::Workload;
 
 /// Beyond the bound: clocks are wrong by up to this many parts per million.
 const BEYOND_PPM: u32 = 400_000;

@@ -46,21 +46,23 @@ struct Found {
 
 /// Scenarios in which the bug can show at all; seeds take turns with them.
 fn suited(bug: Planted) -> &'static [Scenario] {
-    use Scenario::{Crash, CrashAndPower, Failover, Masters, Mix, Power, Storage};
+    use Scenario::{ClockBeyond, Crash, CrashAndPower, Disk, Failover, Masters, Mix, Network, Power, Storage};
     match bug {
-        Planted::NoFsync | Planted::FenceForgotten => &[Power, CrashAndPower],
-        Planted::ReadWithoutLease => &[Failover, Masters],
+        Planted::NoFsync => &[Power, CrashAndPower],
+        Planted::TooFewAnswers | Planted::UnfencedReplica => &[Power, Storage, ClockBeyond],
+        Planted::ReadWithoutLease | Planted::ServesBeforeOpened | Planted::DeathHitsSuccessor => &[Failover, Masters],
         Planted::UnconfirmedRenewal => &[Masters],
-        Planted::FenceNotChecked | Planted::AckAfterFence | Planted::UnfencedReplica => &[Failover, Storage, Mix],
-        Planted::TooFewAnswers | Planted::SegmentAfterClosing => &[Mix, Storage, Failover],
-        Planted::ReleasedAtFlushStart
-        | Planted::SeqNosReused
-        | Planted::AckBeforeDurable
-        | Planted::VisibleBeforeDurable
-        | Planted::ReplayedTwice
-        | Planted::FlushedAhead => &[Crash, Failover, Mix],
-        Planted::LateReport | Planted::ServesBeforeOpened | Planted::DeathHitsSuccessor => &[Failover, Masters],
-        Planted::CollectedUnnamed | Planted::LateFirstAttempt => &[Mix, Failover],
+        // Only a server that believes in its lease while its log is sealed can be late.
+        Planted::FenceNotChecked | Planted::FenceForgotten | Planted::AckAfterFence | Planted::SegmentAfterClosing => {
+            &[ClockBeyond, Failover, Masters]
+        }
+        Planted::SeqNosReused | Planted::AckBeforeDurable | Planted::VisibleBeforeDurable | Planted::ReplayedTwice => {
+            &[Crash, Failover, Mix]
+        }
+        Planted::ReleasedAtFlushStart | Planted::FlushedAhead => &[Crash, Disk, Failover],
+        Planted::LateReport => &[Failover, Masters, Network],
+        Planted::CollectedUnnamed => &[Masters, Disk, Mix],
+        Planted::LateFirstAttempt => &[Network, Failover, Mix],
     }
 }
 

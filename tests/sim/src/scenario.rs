@@ -52,7 +52,7 @@ scenarios! {
     /// Processes are killed and started again at once, later, or never.
     Crash = "crash" [Crash],
     /// Machines lose power, one by one and all at once.
-    Power = "power" [PowerLoss, PowerLossOfAll, Crash],
+    Power = "power" [PowerLoss, PowerLossOfAll, Crash, SlowDisk],
     /// The network falls apart, in both directions or in one.
     Partition = "partition" [Partition, OneWay],
     /// Messages are late or held back, connections break.
@@ -62,15 +62,17 @@ scenarios! {
     /// Processes stand still for longer than their lease, and go on as if nothing had happened.
     Pause = "pause" [Pause],
     /// Machines are killed while others that hold the same data lose power.
-    CrashAndPower = "crash-and-power" [Crash, Crash, PowerLoss, PowerLossOfAll, Partition],
+    CrashAndPower = "crash-and-power" [Crash, Crash, PowerLoss, PowerLossOfAll, Partition, SlowDisk],
     /// Tablet servers alone are killed, paused and cut off.
     Failover = "failover" [CrashTabletServer, PauseTabletServer, CutTabletServer],
-    /// The storage's own processes alone are killed, cut off and lose power.
-    Storage = "storage" [CrashStorage, CutStorage, PowerLossOfStorage, SlowDisk],
+    /// The storage's processes are killed, cut off and lose power, while its users come and go.
+    Storage = "storage" [CrashStorage, CutStorage, PowerLossOfStorage, SlowDisk, CrashTabletServer],
     /// Masters alone are killed and cut off, while their tablet servers come and go.
     Masters = "masters" [CutMaster, PauseMaster, CrashMaster, CrashTabletServer],
-    /// Clock rates differ by more than the masters were told: only availability may be lost.
-    ClockBeyond = "clock-beyond" [Crash, Partition, Pause],
+    /// Clock rates differ by more than the masters were told: reads may be old, nothing acknowledged is lost.
+    ClockBeyond = "clock-beyond" [
+        CutTabletServer, CutTabletServer, PauseTabletServer, CrashTabletServer, CrashStorage, SlowDisk, Partition
+    ],
 }
 
 impl Scenario {

@@ -15,7 +15,7 @@ pub const NAME: &str = "everything-serves-again";
 /// After this the workloads must have ended, and all tablets be open.
 pub const SERVES_WITHIN: Duration = Duration::from_secs(90);
 /// After this everything must have been read back.
-pub const READ_WITHIN: Duration = Duration::from_secs(30);
+pub const READ_WITHIN: Duration = Duration::from_secs(70);
 /// After this what holds at the end must hold.
 pub const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 

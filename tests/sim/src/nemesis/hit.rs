@@ -26,9 +26,10 @@ impl Nemesis {
             Fault::PowerLoss => self.power_loss(world, &SERVERS),
             Fault::PowerLossOfStorage => self.power_loss(world, &STORAGE),
             Fault::PowerLossOfAll => {
+                let spread = ms([50, 500, 4_000][self.draw.below(3) as usize]);
                 for name in world.names(&SERVERS) {
                     world.power_loss(&name);
-                    let after = self.draw.up_to(ms(500));
+                    let after = self.draw.up_to(spread);
                     self.later(world, after, Undo::Restart(name));
                 }
             }
