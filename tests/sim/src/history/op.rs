@@ -67,6 +67,7 @@ impl Cells {
         for column in (0..COLUMNS.len()).filter(|column| mask.has(*column)) {
             match shown {
                 Shown::Columns(columns) if !columns.has(column) => {}
+                Shown::Value(_) if column != MARK => {}
                 Shown::Columns(_) | Shown::Value(_) => cells.0[column] = token,
                 Shown::First => {
                     cells.0[column] = token;
@@ -95,7 +96,7 @@ pub enum Shown {
     First,
     /// Values come empty.
     Keys,
-    /// The cells with this token's value.
+    /// `f:m`, if it is this token.
     Value(Token),
 }
 

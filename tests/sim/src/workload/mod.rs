@@ -1,4 +1,18 @@
 //! What clients do while faults happen.
+//!
+//! Each workload is a few clients that work one operation after the other, with pauses, until the run
+//! stops. What they draw comes from the environment's randomness; what they do and are told goes to
+//! the history ([`caller`]); what rows look like is in [`layout`].
+
+mod batches;
+mod caller;
+mod ingest;
+mod layout;
+mod linked_list;
+mod rows;
+mod scans;
+mod tables;
+mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,8 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use uruk_base::Env;
 
-use crate::check::{self, Violation};
+use crate::check::{self, FINAL, Violation};
 use crate::history::{History, Token};
+use caller::Caller;
 
 /// Where a run stands.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -58,6 +73,11 @@ impl Shared {
         self.tokens.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// The newest of them; zero if there is none.
+    pub fn last_token(&self) -> Token {
+        self.tokens.load(Ordering::Relaxed)
+    }
+
     /// A number that no other client has.
     pub fn client(&self) -> u64 {
         self.clients.fetch_add(1, Ordering::Relaxed) + 1
@@ -103,19 +123,24 @@ impl Workload {
 ///
 /// # Errors
 /// What no fault can explain: bad arguments, an answer that breaks the protocol.
-pub async fn run(_workload: Workload, env: &Env, _masters: &[String], shared: &Arc<Shared>) -> anyhow::Result<()> {
-    while shared.phase() != Phase::Stop {
-        env.clock.sleep(std::time::Duration::from_millis(100)).await;
+pub async fn run(workload: Workload, env: &Env, masters: &[String], shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let caller = || Caller::new(env, masters, shared, workload.name());
+    match workload {
+        Workload::Rows => rows::run(caller).await,
+        Workload::Batches => batches::run(&caller()?).await,
+        Workload::Scans => scans::run(caller).await,
+        Workload::Tables => tables::run(caller).await,
+        Workload::LinkedList => linked_list::run(&caller()?).await,
+        Workload::Ingest => ingest::run(&caller()?).await,
     }
-    Ok(())
 }
 
-/// Reads everything back once all is healed.
+/// Reads everything back once all is healed and no workload runs any more.
 ///
 /// # Errors
 /// Something cannot be read within the bound.
-pub async fn verify(_env: &Env, _masters: &[String], _shared: &Arc<Shared>) -> anyhow::Result<()> {
-    Ok(())
+pub async fn verify(env: &Env, masters: &[String], shared: &Arc<Shared>) -> anyhow::Result<()> {
+    verify::run(&Caller::new(env, masters, shared, FINAL)?).await
 }
 
 /// What is wrong with the history.
