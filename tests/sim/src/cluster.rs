@@ -17,7 +17,7 @@ use anyhow::Result;
 use futures::future::join_all;
 use uruk_base::Env;
 use uruk_dfs_sim::chunkserver::ChunkServer;
-use uruk_dfs_sim::client::{DfsClient, Durability};
+use uruk_dfs_sim::client::DfsClient;
 use uruk_dfs_sim::controller::Controller;
 use uruk_master::{Master, NoHealth};
 use uruk_proto::master::ReportDeathRequest;
@@ -189,7 +189,7 @@ async fn tablet_server(env: &Env, host: &Host, setting: &Setting) -> Result<()> 
     let dfs = dfs(env, setting)?;
     let objects = dfs.object_store();
     let storage = uruk_tabletserver::server::Storage {
-        recovery_objects: Arc::new(objects.with_durability(Durability::Replicated)),
+        recovery_objects: Arc::new(objects.with_durability(setting.plan.recovery_files)),
         objects: Arc::new(objects),
         logs: Arc::new(dfs.commit_logs()),
     };

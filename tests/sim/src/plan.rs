@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use uruk_base::Random;
+use uruk_dfs_sim::client::Durability;
 
 use crate::host::ClockError;
 use crate::scenario::Scenario;
@@ -43,6 +44,9 @@ pub struct Plan {
     pub latency: Duration,
     /// Which chunk server is the one whose disk may lose data.
     pub damaged: usize,
+    /// How durable sorted recovery files are. Not synced, which is the default elsewhere, they are lost when
+    /// all machines lose power, and are made again one by one.
+    pub recovery_files: Durability,
     clock_ppm: u32,
 }
 
@@ -71,6 +75,10 @@ impl Plan {
             fault_time,
             latency: Duration::from_micros(LATENCY_MICROS[random.range(0..LATENCY_MICROS.len() as u64) as usize]),
             damaged: random.range(1..chunk_servers as u64 + 1) as usize,
+            recovery_files: match scenario {
+                Scenario::LostRecoveryFiles => Durability::Replicated,
+                _ => Durability::Fsync,
+            },
             clock_ppm: match scenario {
                 Scenario::ClockBeyond => BEYOND_PPM,
                 Scenario::Calm => 0,

@@ -73,14 +73,19 @@ scenarios! {
     ClockBeyond = "clock-beyond" [
         CutTabletServer, CutTabletServer, PauseTabletServer, CrashTabletServer, CrashStorage, SlowDisk, Partition
     ],
+    /// All machines lose power while logs are recovered, and sorted recovery files are not synced.
+    LostRecoveryFiles = "lost-recovery-files" [PowerLossOfAll, Crash],
 }
 
 impl Scenario {
+    /// What seeds draw from. Lost recovery files are not among them: making them again has no bound yet.
+    const DRAWN: &'static [Scenario] = Scenario::ALL.split_at(Scenario::ALL.len() - 1).0;
+
     /// What a seed gets when nobody says otherwise.
     pub fn of_seed(seed: u64) -> Scenario {
         match seed % 3 {
             0 | 1 => Scenario::Mix,
-            _ => Scenario::ALL[(seed / 3) as usize % Scenario::ALL.len()],
+            _ => Scenario::DRAWN[(seed / 3) as usize % Scenario::DRAWN.len()],
         }
     }
 }
