@@ -19,7 +19,7 @@ use uruk_proto::ErrorCode;
 use super::layout;
 use super::{Phase, Shared};
 use crate::history::{
-    Cells, Ended, Expect, Node, Op, OpId, RowId, ScanOrder, ScanShape, SeenRow, Told, Token, Write, now, token_value,
+    Cells, Ended, Expect, Node, Op, OpId, RowId, ScanOrder, ScanShape, SeenRow, Token, Told, Write, now, token_value,
 };
 
 /// A data call ends after this.
@@ -124,12 +124,11 @@ impl Caller {
 
     /// Writes registers of one table in one call; how many are done.
     pub async fn write_all(&self, table: &str, writes: Vec<(RowId, Write)>) -> anyhow::Result<usize> {
-        let rows = writes.iter().map(|(row, write)| {
-            RowMutation::new(row.key.clone(), layout::mutations(write, self.random()))
-        });
+        let rows = writes
+            .iter()
+            .map(|(row, write)| RowMutation::new(row.key.clone(), layout::mutations(write, self.random())));
         let rows: Vec<RowMutation> = rows.collect();
-        let ids: Vec<OpId> =
-            writes.into_iter().map(|(row, write)| self.begin(Op::Write { row, write })).collect();
+        let ids: Vec<OpId> = writes.into_iter().map(|(row, write)| self.begin(Op::Write { row, write })).collect();
         let results = match self.client.table(table).await {
             Ok(table) => table.mutate_rows(rows).await,
             Err(error) => vec![Err(error); ids.len()],
@@ -243,9 +242,8 @@ impl Caller {
     /// Writes nodes; whether all of them are flushed.
     pub async fn write_nodes(&self, nodes: &Arc<Vec<Node>>) -> anyhow::Result<bool> {
         let id = self.begin(Op::Nodes { nodes: nodes.clone() });
-        let rows = nodes.iter().map(|node| {
-            RowMutation::new(layout::node_key(node.id), vec![layout::node_mutation(node)])
-        });
+        let rows =
+            nodes.iter().map(|node| RowMutation::new(layout::node_key(node.id), vec![layout::node_mutation(node)]));
         let results = match self.client.table(layout::LIST).await {
             Ok(table) => table.mutate_rows(rows.collect()).await,
             Err(error) => vec![Err(error)],
@@ -299,9 +297,11 @@ impl Caller {
     /// Asks which tables there are.
     pub async fn list_tables(&self) -> Brought<()> {
         let id = self.begin(Op::ListTables);
-        let names = self.client.list_tables().await.map(|tables| {
-            tables.into_iter().map(|table| Arc::from(table.schema.name)).collect::<Vec<Arc<str>>>()
-        });
+        let names = self
+            .client
+            .list_tables()
+            .await
+            .map(|tables| tables.into_iter().map(|table| Arc::from(table.schema.name)).collect::<Vec<Arc<str>>>());
         Ok(self.finish(id, names, |names| Told::Tables(names.clone()))?.map(|_| ()))
     }
 
@@ -323,7 +323,9 @@ impl Caller {
             let mut rows = self.client.table(name).await?.scan(RowRange::ALL, ScanOptions::default());
             while let Some(row) = rows.next().await {
                 let row = row?;
-                tokens.push(row.value("f", "v").map_or(crate::history::GARBAGE, |value| crate::history::parse_token(value)));
+                tokens.push(
+                    row.value("f", "v").map_or(crate::history::GARBAGE, |value| crate::history::parse_token(value)),
+                );
             }
             Ok(Some(tokens))
         };
@@ -353,7 +355,10 @@ fn ended(error: Error) -> anyhow::Result<Ended> {
         Error::InvalidArgument { .. } | Error::UnknownFamily { .. } | Error::BadResponse { .. } => {
             bail!("no fault explains this error: {error}")
         }
-        Error::UnknownTable { .. } | Error::Refused { .. } | Error::DeadlineExceeded { .. } | Error::ShutDown { .. } => {}
+        Error::UnknownTable { .. }
+        | Error::Refused { .. }
+        | Error::DeadlineExceeded { .. }
+        | Error::ShutDown { .. } => {}
     }
     Ok(match error.outcome() {
         Outcome::NotDone => Ended::NotDone(error.to_string()),

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use uruk_base::Random;
 use uruk_client::{FamilySpec, Filter, GcRule, Mutation, Row};
 
-use crate::history::{COLUMNS, Cells, Expect, GARBAGE, MARK, Mask, Node, RowId, Shown, Token, Write, parse_token, token_value};
+use crate::history::{
+    COLUMNS, Cells, Expect, GARBAGE, MARK, Mask, Node, RowId, Shown, Token, Write, parse_token, token_value,
+};
 
 /// Registers that are written by single operations and by batches.
 pub const DATA: &str = "data";

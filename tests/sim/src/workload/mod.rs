@@ -39,8 +39,6 @@ pub enum Phase {
 pub struct Shared {
     /// Every operation.
     pub history: History,
-    /// The run's seed.
-    pub seed: u64,
     phase: Mutex<Phase>,
     tokens: AtomicU64,
     clients: AtomicU64,
@@ -48,10 +46,9 @@ pub struct Shared {
 
 impl Shared {
     /// For a run with this seed.
-    pub fn new(seed: u64) -> Arc<Shared> {
+    pub fn new(_seed: u64) -> Arc<Shared> {
         Arc::new(Shared {
             history: History::default(),
-            seed,
             phase: Mutex::new(Phase::Faults),
             tokens: AtomicU64::new(0),
             clients: AtomicU64::new(0),

@@ -40,7 +40,9 @@ async fn step(caller: &Caller, known: &mut [Token]) -> anyhow::Result<()> {
     match random.range(0..100) {
         0..20 => {
             let write = value();
-            if caller.write(row, write).await?.is_some() && let Write::Value { token, .. } = write {
+            if caller.write(row, write).await?.is_some()
+                && let Write::Value { token, .. } = write
+            {
                 known[n as usize] = token;
             }
         }

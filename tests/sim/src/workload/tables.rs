@@ -25,7 +25,8 @@ async fn work(caller: &Caller) -> anyhow::Result<()> {
     let mut generation = 0;
     while !caller.stops() {
         let name: Arc<str> = format!("temp-{}-{generation}", caller.number()).into();
-        let splits: &[&'static str] = [&[][..], &["k5"], &["k3", "k6"], &["k2", "k4", "k6", "k8"]][random.range(0..4) as usize];
+        let splits: &[&'static str] =
+            [&[][..], &["k5"], &["k3", "k6"], &["k2", "k4", "k6", "k8"]][random.range(0..4) as usize];
         let splits: Vec<Bytes> = splits.iter().map(|split| Bytes::from(split.as_bytes())).collect();
         for _ in 0..ATTEMPTS_MAX {
             if caller.stops() || caller.create_table(&name, &splits).await? {
