@@ -9,10 +9,12 @@
 //! | [`view`], [`scan`] | a tablet at one moment; its rows as packed batches |
 //! | [`flush`], [`compaction`] | memtables to files, files to fewer files |
 //! | [`cache`] | blocks of all tablets |
+//! | [`bench`] | one tablet's engine under load |
 //!
 //! The engine knows neither leases nor the commit log nor the master: its caller makes a mutation
 //! durable, then [`TabletStore::apply`]s it, then [`TabletStore::publish`]es it.
 
+pub mod bench;
 pub mod cache;
 mod columns;
 pub mod compaction;

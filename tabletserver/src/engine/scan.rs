@@ -32,6 +32,8 @@ pub struct ScanBatch {
     /// Everything up to and including this row (reverse: down to) has been looked at; empty: nothing
     /// complete yet.
     pub last_scanned: Bytes,
+    /// Rows, or pieces of them, in `data`.
+    pub rows: usize,
 }
 
 #[derive(Debug)]
@@ -415,7 +417,8 @@ impl RowScanner {
         self.examined = 0;
         let mut last_scanned = Vec::with_capacity(self.last_scanned.len());
         key::put_unescaped(&mut last_scanned, &self.last_scanned);
-        ScanBatch { data: self.batch.finish(), last_scanned: last_scanned.into() }
+        let rows = self.batch.rows();
+        ScanBatch { data: self.batch.finish(), last_scanned: last_scanned.into(), rows }
     }
 }
 
