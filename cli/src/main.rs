@@ -12,6 +12,10 @@ mod output;
 mod process;
 mod runtime;
 
+/// The engine frees on one thread what another allocated, which the system's allocator does under a lock.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = args::Uruk::parse();
     runtime::log_to_stderr(arguments.verbose);

@@ -15,6 +15,8 @@ use crate::id::FamilyId;
 
 const GOES_ON_FROM_BEFORE: u8 = 1;
 const GOES_ON_IN_NEXT: u8 = 2;
+/// What a cell takes at most besides qualifier and value: family, two lengths, timestamp.
+const CELL_EXTRA_BYTES: usize = 10 + 2 * 10 + 8;
 
 /// One version of one column.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -85,6 +87,8 @@ impl BatchBuilder {
 
     /// Adds a cell to the started row.
     pub fn push(&mut self, family: FamilyId, qualifier: &Bytes, timestamp: i64, value: &[u8]) {
+        // At once: a value that grows the batch step by step is copied several times.
+        self.out.reserve(qualifier.len() + value.len() + CELL_EXTRA_BYTES);
         let row = self.row.as_mut().expect("a row was started");
         if row.column.as_ref().is_some_and(|(f, q)| *f == family && q == qualifier) {
             self.out.put_u8(0);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use futures::StreamExt;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
@@ -21,6 +21,8 @@ use crate::load::keyspace::hashed_splits;
 use crate::load::record::WriteId;
 use crate::output::{human_count, print_table};
 use crate::process::Durability;
+
+mod engine;
 
 const FAMILY: &str = "f";
 const QUALIFIER: &[u8] = b"v";
@@ -45,9 +47,18 @@ pub enum Workload {
     Scan,
 }
 
+/// What can be measured by itself.
+#[derive(Subcommand, Debug)]
+enum Part {
+    Engine(engine::Engine),
+}
+
 /// Measure throughput and latency.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Bench {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// What to run, in this order; reads and scans read what the writes before them wrote
     #[arg(long, value_enum, value_delimiter = ',',
           default_values = ["batch-write", "sequential-write", "random-write", "sequential-read", "random-read", "scan"])]
@@ -110,7 +121,10 @@ struct Measurement {
 }
 
 /// Runs the workloads and prints what was measured.
-pub async fn run(options: Bench) -> Result<ExitCode> {
+pub async fn run(mut options: Bench) -> Result<ExitCode> {
+    if let Some(Part::Engine(engine)) = options.part.take() {
+        return engine::run(engine).await.map(|()| ExitCode::SUCCESS);
+    }
     let env = Env::real();
     let (dir, _temporary) = data_folder(None)?;
     let (masters, mut cluster) = match options.running {

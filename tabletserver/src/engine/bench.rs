@@ -17,8 +17,8 @@ pub mod log;
 pub mod tablet;
 pub mod workload;
 
-use std::io;
 use std::path::PathBuf;
+use std::{fmt, io};
 
 use serde::Serialize;
 use uruk_base::Env;
@@ -104,6 +104,37 @@ pub struct Measurement {
     pub files: usize,
     /// Blocks found in the cache, of those asked for since the start.
     pub cache_hit_ratio: f64,
+}
+
+impl Measurement {
+    /// One line of JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("plain data becomes JSON")
+    }
+}
+
+impl fmt::Display for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<12}{:>11.0}/s  p50 {:>7.2}  p99 {:>7.2}  p99.9 {:>8.2} us  found {} of {}, {} threads, sync {}, \
+             {:.0} stored and {:.0} log bytes a cell, {} files, write amplification {:.1}, cache hits {:.2}",
+            self.workload.name(),
+            self.ops_per_s,
+            self.p50_us,
+            self.p99_us,
+            self.p999_us,
+            self.found,
+            self.operations,
+            self.threads,
+            self.sync,
+            self.stored_bytes_per_cell,
+            self.log_bytes_per_write,
+            self.files,
+            self.write_amplification,
+            self.cache_hit_ratio
+        )
+    }
 }
 
 /// Why a bench failed.

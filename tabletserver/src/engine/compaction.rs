@@ -59,6 +59,7 @@ pub(crate) async fn run(
     let readahead = context.config.readahead_bytes_max;
     let options = ReadOptions {
         fill_cache: false,
+        cache_fill_bytes_max: 0,
         readahead_bytes_min: readahead,
         readahead_bytes_max: readahead,
         timestamp_min: 0,

@@ -18,6 +18,11 @@ pub struct EngineConfig {
     pub multipart_part_bytes: usize,
     /// Weight of all cached blocks of all tablets.
     pub block_cache_bytes: u64,
+    /// Index partitions of open files that stay in memory beside the cache.
+    pub index_pinned_bytes_max: u64,
+    /// A scan that has put this much of one file into the cache puts no more of it there: what is read
+    /// once must not push out what is read often.
+    pub scan_cache_fill_bytes_max: u64,
     /// Most that a sequential reader fetches at once.
     pub readahead_bytes_max: usize,
     /// A batch of a scan ends at the first cell beyond this.
@@ -53,6 +58,8 @@ impl Default for EngineConfig {
             put_bytes_max: 64 << 20,
             multipart_part_bytes: 8 << 20,
             block_cache_bytes: 256 << 20,
+            index_pinned_bytes_max: 64 << 20,
+            scan_cache_fill_bytes_max: 8 << 20,
             readahead_bytes_max: 1 << 20,
             scan_batch_bytes: 512 << 10,
             scan_step_bytes: 4 << 20,

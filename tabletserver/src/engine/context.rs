@@ -9,6 +9,7 @@ use uruk_base::Env;
 use super::cache::BlockCache;
 use super::config::{ConfigError, EngineConfig};
 use super::sstable::FileTable;
+use super::sstable::file::IndexPins;
 
 /// Shared by all tablets of one server.
 pub struct EngineContext {
@@ -23,7 +24,8 @@ impl EngineContext {
     pub fn new(env: Env, store: Arc<dyn ObjectStore>, config: EngineConfig) -> Result<Arc<EngineContext>, ConfigError> {
         config.validate()?;
         let cache = Arc::new(BlockCache::new(config.block_cache_bytes, &env.metrics));
-        let files = FileTable::new(store, cache.clone());
+        let pins = Arc::new(IndexPins::new(config.index_pinned_bytes_max, &env.metrics));
+        let files = FileTable::new(store, cache.clone(), pins);
         Ok(Arc::new(EngineContext { env, config, cache, files }))
     }
 

@@ -32,7 +32,13 @@ pub(crate) async fn flush(
     flushed_seq: SeqNo,
     path: &mut (dyn FnMut(u32) -> String + Send),
 ) -> Result<FlushResult, EngineError> {
-    let options = ReadOptions { fill_cache: false, readahead_bytes_min: 0, readahead_bytes_max: 0, timestamp_min: 0 };
+    let options = ReadOptions {
+        fill_cache: false,
+        cache_fill_bytes_max: u64::MAX,
+        readahead_bytes_min: 0,
+        readahead_bytes_max: 0,
+        timestamp_min: 0,
+    };
     let mut groups = Vec::new();
     for (group, memtable) in memtables.iter().filter(|(_, memtable)| !memtable.is_empty()) {
         let merge = Merge::new([memtable], [], options);

@@ -264,8 +264,13 @@ mod tests {
                 Arc::new(table)
             })
             .collect();
-        let options =
-            ReadOptions { fill_cache: true, readahead_bytes_min: 0, readahead_bytes_max: 0, timestamp_min: 0 };
+        let options = ReadOptions {
+            fill_cache: true,
+            cache_fill_bytes_max: u64::MAX,
+            readahead_bytes_min: 0,
+            readahead_bytes_max: 0,
+            timestamp_min: 0,
+        };
         let mut merge = Merge::new(&tables, [], options);
         merge.seek(&[2], &[9]).unwrap();
         let mut keys = Vec::new();

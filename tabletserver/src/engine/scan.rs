@@ -16,6 +16,7 @@ use super::columns::{Column, Columns, step_behind};
 use super::error::EngineError;
 use super::filter::Filter;
 use super::merge::Merge;
+use super::sstable::bloom;
 use super::sstable::cursor::{CursorState, ReadOptions};
 use super::store::Version;
 use super::view::{ReadView, ScanRequest, ScanTargets};
@@ -146,7 +147,7 @@ enum Step {
 pub struct RowScanner {
     merge: Merge,
     visibility: Visibility,
-    columns: Columns,
+    columns: Arc<Columns>,
     filter: Filter,
     now: i64,
     phase: Phase,
@@ -168,16 +169,18 @@ pub struct RowScanner {
 impl RowScanner {
     pub(super) fn start(view: &ReadView, request: ScanRequest) -> RowScanner {
         let config = &view.context.config;
-        let columns = Columns::filtered(view.version.schema(), &request.filter);
+        let columns = view.version.columns(&request.filter);
         let options = ReadOptions {
             fill_cache: request.fill_cache,
+            cache_fill_bytes_max: config.scan_cache_fill_bytes_max,
             readahead_bytes_min: READAHEAD_BYTES_MIN.min(config.readahead_bytes_max),
             readahead_bytes_max: config.readahead_bytes_max,
             timestamp_min: request.filter.timestamp_min,
         };
         let groups = view.version.groups_of(&columns);
         let memtables = groups.iter().flat_map(|group| group.memtables());
-        let files = groups.iter().flat_map(|group| group.files());
+        let row_hash = single_row_hash(&request.targets);
+        let files = groups.iter().flat_map(|group| group.files()).filter(|file| file.may_contain(row_hash));
         let merge = Merge::new(memtables, files, options);
         RowScanner {
             merge,
@@ -419,6 +422,14 @@ impl RowScanner {
         key::put_unescaped(&mut last_scanned, &self.last_scanned);
         let rows = self.batch.rows();
         ScanBatch { data: self.batch.finish(), last_scanned: last_scanned.into(), rows }
+    }
+}
+
+/// The hash of the only row that is asked for, if it is one.
+fn single_row_hash(targets: &ScanTargets) -> Option<u64> {
+    match targets {
+        ScanTargets::Rows(rows) if rows.len() == 1 => Some(bloom::row_hash(&key::row_prefix(&rows[0]))),
+        ScanTargets::Rows(_) | ScanTargets::Ranges(_) => None,
     }
 }
 

@@ -32,6 +32,7 @@ use super::compaction::policy::{self, Pick, Reason};
 use super::compaction::{self, Compaction, CompactionResult};
 use super::context::EngineContext;
 use super::error::EngineError;
+use super::filter::{Filter, Qualifiers};
 use super::flush::{self, FlushResult};
 use super::memtable::Memtable;
 use super::sstable::FileHandle;
@@ -81,6 +82,8 @@ impl Group {
 #[derive(Clone, Debug)]
 pub(super) struct Version {
     schema: Arc<TableSchema>,
+    /// All columns of the schema, for readers that want them all.
+    columns: Arc<Columns>,
     /// By number; those of the schema and those that have files.
     groups: BTreeMap<u32, Group>,
     flushed_seq: SeqNo,
@@ -89,8 +92,12 @@ pub(super) struct Version {
 }
 
 impl Version {
-    pub(super) fn schema(&self) -> &TableSchema {
-        &self.schema
+    /// The columns that a filter wants.
+    pub(super) fn columns(&self, filter: &Filter) -> Arc<Columns> {
+        match (&filter.families, &filter.qualifiers) {
+            (None, Qualifiers::All) => self.columns.clone(),
+            _ => Arc::new(Columns::filtered(&self.schema, filter)),
+        }
     }
 
     /// The groups that hold any of the columns.
@@ -133,7 +140,8 @@ impl TabletStore {
         row: &MetaRow,
     ) -> Result<TabletStore, EngineError> {
         let flushed_seq = SeqNo(row.flushed_seq);
-        let mut version = Version { schema, groups: BTreeMap::new(), flushed_seq, frozen_seq: flushed_seq };
+        let columns = Arc::new(Columns::all(&schema));
+        let mut version = Version { schema, columns, groups: BTreeMap::new(), flushed_seq, frozen_seq: flushed_seq };
         for files in &row.groups {
             let group = version.groups.entry(files.locality_group).or_default();
             group.files = open_files(context, files, &[])?;
@@ -169,6 +177,7 @@ impl TabletStore {
         let mut version = self.version.write();
         if schema.version > version.schema.version {
             let mut next = Version::clone(&version);
+            next.columns = Arc::new(Columns::all(&schema));
             next.schema = schema;
             next.add_schema_groups();
             *version = Arc::new(next);

@@ -102,10 +102,9 @@ impl ObjectStore for FolderStore {
         let len = map.len() as u64;
         let range: Range<u64> = match &options.range {
             None => 0..len,
-            Some(range) => range.as_range(len).map_err(|error| object_store::Error::Generic {
-                store: "folder",
-                source: Box::new(error),
-            })?,
+            Some(range) => range
+                .as_range(len)
+                .map_err(|error| object_store::Error::Generic { store: "folder", source: Box::new(error) })?,
         };
         let meta = ObjectMeta {
             location: location.clone(),

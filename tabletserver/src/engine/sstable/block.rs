@@ -7,7 +7,7 @@
 //! ```
 //! An entry's key is the first `shared` bytes of the key before it, then its suffix.
 
-use std::cmp::Ordering;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use uruk_proto::DecodeError;
@@ -109,11 +109,22 @@ pub fn shared_prefix_len(a: &[u8], b: &[u8]) -> usize {
 }
 
 /// An unpacked block. Cheap to clone.
+///
+/// Beside its bytes it keeps what makes a search fast: the prefix that all restart keys share, and the
+/// eight bytes behind it of each, as numbers that lie side by side. A block whose restart points make
+/// no sense has none of that; searching it says what is wrong.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Block {
+pub struct Block(Arc<Unpacked>);
+
+#[derive(PartialEq, Eq, Debug)]
+struct Unpacked {
     data: Bytes,
     entries_end: usize,
     restarts: usize,
+    /// Length of the prefix that all restart keys share.
+    common: usize,
+    /// Of each restart key; empty when restart points make no sense.
+    words: Vec<u64>,
 }
 
 impl Block {
@@ -124,21 +135,124 @@ impl Block {
         let restarts = u32_at(&data, count_at) as usize;
         let restart_bytes = restarts.checked_mul(4).filter(|bytes| restarts > 0 && *bytes <= count_at);
         let entries_end = count_at - restart_bytes.ok_or_else(|| error("bad number of restarts"))?;
-        Ok(Block { data, entries_end, restarts })
+        let mut block = Unpacked { data, entries_end, restarts, common: 0, words: Vec::new() };
+        if let Ok((common, words)) = block.search_words() {
+            (block.common, block.words) = (common, words);
+        }
+        Ok(Block(Arc::new(block)))
     }
 
     /// Bytes in memory.
     pub fn len(&self) -> usize {
-        self.data.len()
+        self.0.data.len() + 8 * self.0.words.len()
     }
 
     /// Whether it has no entry.
     pub fn is_empty(&self) -> bool {
-        self.entries_end == 0
+        self.0.entries_end == 0
     }
+}
 
+impl Unpacked {
     fn restart(&self, i: usize) -> usize {
         u32_at(&self.data, self.entries_end + 4 * i) as usize
+    }
+
+    fn restart_key(&self, i: usize) -> Result<&[u8], DecodeError> {
+        let at = self.restart(i);
+        if at >= self.entries_end {
+            return Err(DecodeError { what: "block entry", offset: at, why: "restart beyond the entries" });
+        }
+        let entry = self.entry(at)?;
+        if entry.shared != 0 {
+            return Err(DecodeError { what: "block entry", offset: at, why: "restart shares a prefix" });
+        }
+        Ok(&self.data[entry.suffix.0..entry.suffix.1])
+    }
+
+    fn search_words(&self) -> Result<(usize, Vec<u64>), DecodeError> {
+        let error = || DecodeError { what: "block", offset: 0, why: "restarts out of order" };
+        let (first, last) = (self.restart_key(0)?, self.restart_key(self.restarts - 1)?);
+        let common = shared_prefix_len(first, last);
+        let mut words: Vec<u64> = Vec::with_capacity(self.restarts);
+        for i in 0..self.restarts {
+            let rest = self.restart_key(i)?.strip_prefix(&first[..common]).ok_or_else(error)?;
+            let word = word_of(rest);
+            if words.last().is_some_and(|before| *before > word) {
+                return Err(error());
+            }
+            words.push(word);
+        }
+        Ok((common, words))
+    }
+
+    /// How many restart keys are before `target` (or at it, with `At`).
+    fn restarts_before(&self, target: &[u8], bound: Bound) -> Result<usize, DecodeError> {
+        let (mut low, mut high) = (0, self.restarts);
+        if !self.words.is_empty() {
+            let common = &self.restart_key(0)?[..self.common];
+            let Some(rest) = target.strip_prefix(common) else {
+                return Ok(if target < common { 0 } else { self.restarts });
+            };
+            let word = word_of(rest);
+            low = self.words.partition_point(|other| *other < word);
+            high = low + self.words[low..].partition_point(|other| *other == word);
+        }
+        while low < high {
+            let middle = (low + high) / 2;
+            if bound.is_before(self.restart_key(middle)?, target) { low = middle + 1 } else { high = middle }
+        }
+        Ok(low)
+    }
+
+    #[inline]
+    fn entry(&self, at: usize) -> Result<Entry, DecodeError> {
+        let data = &self.data[..self.entries_end];
+        let parse = || {
+            let mut at = at;
+            let shared = varint(data, &mut at)?;
+            let unshared = varint(data, &mut at)?;
+            let value_len = varint(data, &mut at)?;
+            let suffix_end = at.checked_add(unshared)?;
+            let value_end = suffix_end.checked_add(value_len).filter(|end| *end <= data.len())?;
+            Some(Entry { shared, suffix: (at, suffix_end), value: (suffix_end, value_end) })
+        };
+        parse().ok_or(DecodeError { what: "block entry", offset: at, why: "ends early" })
+    }
+}
+
+/// The first eight bytes as a number that orders as they do; shorter ones count as if zeros followed.
+#[inline]
+fn word_of(bytes: &[u8]) -> u64 {
+    match bytes.first_chunk::<8>() {
+        Some(chunk) => u64::from_be_bytes(*chunk),
+        None => {
+            let mut chunk = [0; 8];
+            chunk[..bytes.len()].copy_from_slice(bytes);
+            u64::from_be_bytes(chunk)
+        }
+    }
+}
+
+/// Which keys count as before a target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Bound {
+    /// Those below it.
+    Below,
+    /// Also the target itself.
+    At,
+    /// All.
+    Any,
+}
+
+impl Bound {
+    #[inline]
+    fn is_before(self, key: &[u8], target: &[u8]) -> bool {
+        match self {
+            Bound::Below => key < target,
+            Bound::At => key <= target,
+            Bound::Any => true,
+        }
     }
 }
 
@@ -160,12 +274,14 @@ pub struct BlockCursor {
     key: Vec<u8>,
     value: (usize, usize),
     next: usize,
+    /// Of the last `seek_restart`: whether another restart point follows at once.
+    restart_is_next: bool,
 }
 
 impl BlockCursor {
     /// A cursor on `block`, not positioned.
     pub fn new(block: Block) -> BlockCursor {
-        BlockCursor { block, key: Vec::new(), value: (0, 0), next: 0 }
+        BlockCursor { block, key: Vec::new(), value: (0, 0), next: 0, restart_is_next: false }
     }
 
     /// Goes to another block, not positioned; keeps its memory.
@@ -183,7 +299,7 @@ impl BlockCursor {
 
     /// The current value.
     pub fn value(&self) -> &[u8] {
-        &self.block.data[self.value.0..self.value.1]
+        &self.block.0.data[self.value.0..self.value.1]
     }
 
     /// To the first entry.
@@ -196,15 +312,15 @@ impl BlockCursor {
     /// To the next entry; false behind the last.
     #[inline]
     pub fn advance(&mut self) -> Result<bool, DecodeError> {
-        if self.next >= self.block.entries_end {
+        if self.next >= self.block.0.entries_end {
             return Ok(false);
         }
-        let entry = self.entry(self.next)?;
+        let entry = self.block.0.entry(self.next)?;
         if entry.shared > self.key.len() {
             return Err(self.error("shares more than the key before has"));
         }
         self.key.truncate(entry.shared);
-        self.key.extend_from_slice(&self.block.data[entry.suffix.0..entry.suffix.1]);
+        self.key.extend_from_slice(&self.block.0.data[entry.suffix.0..entry.suffix.1]);
         self.value = entry.value;
         self.next = entry.value.1;
         Ok(true)
@@ -212,7 +328,7 @@ impl BlockCursor {
 
     /// To the first entry with a key at or after `target`; false if there is none.
     pub fn seek(&mut self, target: &[u8]) -> Result<bool, DecodeError> {
-        if !self.seek_restart(|key| key.cmp(target))? {
+        if !self.seek_restart(target, Bound::Below)? {
             return self.first();
         }
         loop {
@@ -227,28 +343,32 @@ impl BlockCursor {
 
     /// To the last entry with a key at or before `target`; false if there is none.
     pub fn seek_at_or_before(&mut self, target: &[u8]) -> Result<bool, DecodeError> {
-        self.seek_last_less(|key| key.cmp(target).then(Ordering::Less))
+        self.seek_last(target, Bound::At)
     }
 
     /// To the last entry with a key before `bound`; false if there is none.
     pub fn seek_before(&mut self, bound: &[u8]) -> Result<bool, DecodeError> {
-        self.seek_last_less(|key| key.cmp(bound))
+        self.seek_last(bound, Bound::Below)
     }
 
     /// To the last entry; false if there is none.
-    pub fn seek_last(&mut self) -> Result<bool, DecodeError> {
-        self.seek_last_less(|_| Ordering::Less)
+    pub fn last(&mut self) -> Result<bool, DecodeError> {
+        self.seek_last(&[], Bound::Any)
     }
 
-    /// To the last entry that `order` calls Less.
-    fn seek_last_less(&mut self, order: impl Fn(&[u8]) -> Ordering) -> Result<bool, DecodeError> {
-        if !self.seek_restart(&order)? {
+    /// To the last entry before the target.
+    fn seek_last(&mut self, target: &[u8], bound: Bound) -> Result<bool, DecodeError> {
+        if !self.seek_restart(target, bound)? {
             return Ok(false);
+        }
+        // The next entry is a restart point, which the search has excluded, or there is none.
+        if self.next >= self.block.0.entries_end || self.restart_is_next {
+            return Ok(true);
         }
         // Entries know only their successor: count the steps, then take one less.
         let (key, value, next) = (self.key.clone(), self.value, self.next);
         let mut steps = 0;
-        while self.advance()? && order(&self.key).is_lt() {
+        while self.advance()? && bound.is_before(&self.key, target) {
             steps += 1;
         }
         (self.key, self.value, self.next) = (key, value, next);
@@ -258,46 +378,20 @@ impl BlockCursor {
         Ok(true)
     }
 
-    /// To the last restart point that `order` calls Less; false if there is none.
-    fn seek_restart(&mut self, order: impl Fn(&[u8]) -> Ordering) -> Result<bool, DecodeError> {
-        let (mut low, mut high) = (0, self.block.restarts);
-        while low < high {
-            let middle = (low + high) / 2;
-            if order(self.restart_key(middle)?).is_lt() { low = middle + 1 } else { high = middle }
-        }
-        if low == 0 {
+    /// To the last restart point before the target; false if there is none.
+    fn seek_restart(&mut self, target: &[u8], bound: Bound) -> Result<bool, DecodeError> {
+        let count = match bound {
+            Bound::Any => self.block.0.restarts,
+            Bound::Below | Bound::At => self.block.0.restarts_before(target, bound)?,
+        };
+        if count == 0 {
             return Ok(false);
         }
         self.key.clear();
-        self.next = self.block.restart(low - 1);
-        self.advance()
-    }
-
-    fn restart_key(&self, i: usize) -> Result<&[u8], DecodeError> {
-        let at = self.block.restart(i);
-        if at >= self.block.entries_end {
-            return Err(self.error("restart beyond the entries"));
-        }
-        let entry = self.entry(at)?;
-        if entry.shared != 0 {
-            return Err(self.error("restart shares a prefix"));
-        }
-        Ok(&self.block.data[entry.suffix.0..entry.suffix.1])
-    }
-
-    #[inline]
-    fn entry(&self, at: usize) -> Result<Entry, DecodeError> {
-        let data = &self.block.data[..self.block.entries_end];
-        let parse = || {
-            let mut at = at;
-            let shared = varint(data, &mut at)?;
-            let unshared = varint(data, &mut at)?;
-            let value_len = varint(data, &mut at)?;
-            let suffix_end = at.checked_add(unshared)?;
-            let value_end = suffix_end.checked_add(value_len).filter(|end| *end <= data.len())?;
-            Some(Entry { shared, suffix: (at, suffix_end), value: (suffix_end, value_end) })
-        };
-        parse().ok_or(DecodeError { what: "block entry", offset: at, why: "ends early" })
+        self.next = self.block.0.restart(count - 1);
+        let found = self.advance()?;
+        self.restart_is_next = count < self.block.0.restarts && self.block.0.restart(count) == self.next;
+        Ok(found)
     }
 
     fn error(&self, why: &'static str) -> DecodeError {
@@ -312,8 +406,13 @@ fn varint(data: &[u8], at: &mut usize) -> Option<usize> {
     if first < 0x80 {
         return Some(first as usize);
     }
-    let mut value = (first & 0x7F) as usize;
-    for shift in [7, 14, 21, 28] {
+    let second = *data.get(*at)?;
+    *at += 1;
+    let mut value = (first & 0x7F) as usize | ((second & 0x7F) as usize) << 7;
+    if second < 0x80 {
+        return Some(value);
+    }
+    for shift in [14, 21, 28] {
         let byte = *data.get(*at)?;
         *at += 1;
         value |= ((byte & 0x7F) as usize) << shift;

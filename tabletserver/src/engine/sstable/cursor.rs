@@ -33,6 +33,8 @@ pub enum CursorState {
 pub struct ReadOptions {
     /// Whether blocks that were read stay in the cache.
     pub fill_cache: bool,
+    /// After this many bytes in a row they stay no more.
+    pub cache_fill_bytes_max: u64,
     /// Size of the first window that is read ahead.
     pub readahead_bytes_min: usize,
     /// Largest window; 0 reads nothing ahead.
@@ -81,6 +83,8 @@ pub struct FileCursor {
     window_bytes: usize,
     /// Blocks that were reached from the one before and had to be read.
     sequential: u32,
+    /// Bytes put into the cache since the last seek.
+    filled_bytes: u64,
 }
 
 impl FileCursor {
@@ -103,6 +107,7 @@ impl FileCursor {
             window_offset: 0,
             window_bytes: options.readahead_bytes_min,
             sequential: 0,
+            filled_bytes: 0,
         }
     }
 
@@ -180,10 +185,13 @@ impl FileCursor {
             }
             Stage::Partition(handle) | Stage::Data(handle) => handle,
         };
-        if self.reads_ahead() {
+        if let (Stage::Partition(_), true) = (self.stage, self.options.fill_cache) {
+            let block = self.file.file.partition(handle).await?;
+            self.loaded = Some((handle, block));
+        } else if self.reads_ahead() {
             self.load_window(handle).await?;
         } else {
-            let block = match self.options.fill_cache {
+            let block = match self.fills_cache() {
                 true => self.file.file.block(handle).await?,
                 false => self.file.file.block_uncached(handle).await?,
             };
@@ -195,6 +203,10 @@ impl FileCursor {
     /// The error for an entry of the current block that makes no sense.
     pub fn damaged(&self, error: &DecodeError) -> EngineError {
         self.file.file.damaged(self.data.as_ref().map_or(0, |(handle, _)| handle.offset), error)
+    }
+
+    fn fills_cache(&self) -> bool {
+        self.options.fill_cache && self.filled_bytes < self.options.cache_fill_bytes_max
     }
 
     fn reads_ahead(&mut self) -> bool {
@@ -221,6 +233,7 @@ impl FileCursor {
     fn start(&mut self) -> Result<(), EngineError> {
         self.stage = Stage::Tail;
         self.sequential = 0;
+        self.filled_bytes = 0;
         self.run()
     }
 
@@ -283,7 +296,7 @@ impl FileCursor {
         let root = self.root.get_or_insert_with(|| BlockCursor::new(tail.root.clone()));
         let found = match self.goal {
             Goal::AtOrAfter => root.seek_at_or_before(&self.target),
-            Goal::Before if self.target.is_empty() => root.seek_last(),
+            Goal::Before if self.target.is_empty() => root.last(),
             Goal::Before => root.seek_before(&self.target),
             Goal::Next => Ok(false),
         };
@@ -322,7 +335,7 @@ impl FileCursor {
         let (_, partition) = self.partition.as_mut().expect("just set");
         let found = match self.goal {
             Goal::AtOrAfter => partition.seek_at_or_before(&self.target),
-            Goal::Before if self.target.is_empty() => partition.seek_last(),
+            Goal::Before if self.target.is_empty() => partition.last(),
             Goal::Before => partition.seek_before(&self.target),
             Goal::Next => Ok(false),
         };
@@ -341,7 +354,7 @@ impl FileCursor {
         let (_, data) = self.data.as_mut().expect("just set");
         let found = match self.goal {
             Goal::AtOrAfter => data.seek(&self.target),
-            Goal::Before if self.target.is_empty() => data.seek_last(),
+            Goal::Before if self.target.is_empty() => data.last(),
             Goal::Before => data.seek_before(&self.target),
             Goal::Next => data.first(),
         };
@@ -376,8 +389,12 @@ impl FileCursor {
         {
             return Ok(Some(block));
         }
-        if let Some(block) = self.file.file.cached(handle) {
-            return Ok(Some(block));
+        let cached = match self.stage {
+            Stage::Partition(_) => self.file.file.cached_partition(handle),
+            Stage::Data(_) | Stage::Tail => self.file.file.cached(handle),
+        };
+        if cached.is_some() {
+            return Ok(cached);
         }
         let window_end = self.window_offset + self.window.len() as u64;
         if handle.offset < self.window_offset || handle.end() > window_end {
@@ -385,7 +402,8 @@ impl FileCursor {
         }
         let at = (handle.offset - self.window_offset) as usize;
         let block = self.file.file.unpack(handle, &self.window[at..at + handle.len as usize])?;
-        if self.options.fill_cache {
+        if self.fills_cache() {
+            self.filled_bytes += block.len() as u64;
             self.file.file.keep(handle, block.clone());
         }
         Ok(Some(block))

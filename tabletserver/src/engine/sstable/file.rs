@@ -14,12 +14,14 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
+use uruk_base::Metrics;
+use uruk_base::metrics::Gauge;
 use uruk_proto::master::FileRef;
 use uruk_proto::{DecodeError, key};
 
 use super::super::cache::{BlockCache, BlockId};
 use super::super::error::EngineError;
-use super::block::Block;
+use super::block::{Block, BlockCursor};
 use super::bloom::Bloom;
 use super::format::{FOOTER_BYTES, Footer, Handle, unpack_block, unpack_payload};
 use super::properties::Properties;
@@ -32,14 +34,15 @@ const TAIL_BYTES_MAX: u64 = 2 << 20;
 pub struct FileTable {
     store: Arc<dyn ObjectStore>,
     cache: Arc<BlockCache>,
+    pins: Arc<IndexPins>,
     next_number: AtomicU64,
     files: Mutex<HashMap<Path, Weak<SstableFile>>>,
 }
 
 impl FileTable {
     /// Nobody names a file yet.
-    pub fn new(store: Arc<dyn ObjectStore>, cache: Arc<BlockCache>) -> FileTable {
-        FileTable { store, cache, next_number: AtomicU64::new(1), files: Mutex::default() }
+    pub fn new(store: Arc<dyn ObjectStore>, cache: Arc<BlockCache>, pins: Arc<IndexPins>) -> FileTable {
+        FileTable { store, cache, pins, next_number: AtomicU64::new(1), files: Mutex::default() }
     }
 
     /// Where the files are.
@@ -75,6 +78,8 @@ impl FileTable {
             cells: reference.cells,
             store: self.store.clone(),
             cache: self.cache.clone(),
+            pins: self.pins.clone(),
+            pinned_bytes: AtomicU64::new(0),
             tail: OnceCell::new(),
         }
     }
@@ -103,6 +108,12 @@ impl FileHandle {
         FileHandle { file, reference, low, high }
     }
 
+    /// False only when the file is open and its filter says that the row with this hash is not in it.
+    pub fn may_contain(&self, row_hash: Option<u64>) -> bool {
+        let filter = self.file.tail().and_then(|tail| tail.filter.as_ref());
+        !matches!((row_hash, filter), (Some(hash), Some(filter)) if !filter.may_contain(hash))
+    }
+
     /// First key that the reference covers; empty for no bound.
     pub fn low(&self) -> &[u8] {
         &self.low
@@ -125,6 +136,44 @@ pub struct Tail {
     pub properties: Properties,
     /// End of the blocks that the index names.
     pub blocks_end: u64,
+    /// The index partitions by offset, each kept here for good once it was read and there was room.
+    partitions: Vec<(u64, OnceCell<Block>)>,
+}
+
+impl Tail {
+    fn partition(&self, handle: Handle) -> Option<&OnceCell<Block>> {
+        let at = self.partitions.binary_search_by_key(&handle.offset, |(offset, _)| *offset).ok()?;
+        Some(&self.partitions[at].1)
+    }
+}
+
+/// Memory for index partitions that are pinned: read once, then kept for as long as their file is open, so
+/// that no scan pushes them out. Beyond the limit they go through the block cache like any block.
+#[derive(Debug)]
+pub struct IndexPins {
+    bytes_max: u64,
+    bytes: Gauge,
+}
+
+impl IndexPins {
+    /// Nothing is pinned.
+    pub fn new(bytes_max: u64, metrics: &Metrics) -> IndexPins {
+        let bytes = metrics.register(
+            "uruk_tabletserver_index_pinned_bytes",
+            "Index partitions kept in memory beside the block cache.",
+            Gauge::default(),
+        );
+        IndexPins { bytes_max, bytes }
+    }
+
+    /// Bytes that are pinned.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get().max(0) as u64
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes() < self.bytes_max
+    }
 }
 
 /// One file, opened when first needed.
@@ -135,7 +184,15 @@ pub struct SstableFile {
     cells: u64,
     store: Arc<dyn ObjectStore>,
     cache: Arc<BlockCache>,
+    pins: Arc<IndexPins>,
+    pinned_bytes: AtomicU64,
     tail: OnceCell<Tail>,
+}
+
+impl Drop for SstableFile {
+    fn drop(&mut self) {
+        self.pins.bytes.dec_by(self.pinned_bytes.load(Ordering::Relaxed) as i64);
+    }
 }
 
 impl SstableFile {
@@ -162,6 +219,29 @@ impl SstableFile {
     /// A block, through the cache.
     pub async fn block(&self, handle: Handle) -> Result<Block, EngineError> {
         self.cache.get_or_load(self.block_id(handle), self.read_block(handle)).await
+    }
+
+    /// An index partition that is in memory.
+    pub fn cached_partition(&self, handle: Handle) -> Option<Block> {
+        let pinned = self.tail.get().and_then(|tail| tail.partition(handle)).and_then(OnceCell::get);
+        pinned.cloned().or_else(|| self.cached(handle))
+    }
+
+    /// An index partition: pinned if there is room, else through the cache.
+    pub async fn partition(&self, handle: Handle) -> Result<Block, EngineError> {
+        match self.tail.get().and_then(|tail| tail.partition(handle)) {
+            Some(pin) if self.pins.has_room() => {
+                let load = async {
+                    self.cache.count_miss();
+                    let block = self.read_block(handle).await?;
+                    self.pinned_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
+                    self.pins.bytes.inc_by(block.len() as i64);
+                    Ok(block)
+                };
+                pin.get_or_try_init(|| load).await.cloned()
+            }
+            Some(_) | None => self.block(handle).await,
+        }
     }
 
     /// Counts a read around the cache.
@@ -238,13 +318,28 @@ impl SstableFile {
             0 => None,
             _ => Some(Bloom::parse(payload(footer.filter)?).map_err(damaged(footer.filter))?),
         };
+        let root = Block::parse(payload(footer.root)?).map_err(damaged(footer.root))?;
+        let partitions = partitions(&root, footer.filter.offset).map_err(damaged(footer.root))?;
         Ok(Tail {
-            root: Block::parse(payload(footer.root)?).map_err(damaged(footer.root))?,
+            root,
+            partitions,
             filter,
             properties: Properties::parse(payload(footer.properties)?).map_err(damaged(footer.properties))?,
             blocks_end: footer.filter.offset,
         })
     }
+}
+
+fn partitions(root: &Block, blocks_end: u64) -> Result<Vec<(u64, OnceCell<Block>)>, DecodeError> {
+    let mut cursor = BlockCursor::new(root.clone());
+    let mut partitions = Vec::new();
+    let mut at = cursor.first()?;
+    while at {
+        partitions.push((Handle::unpack(cursor.value(), blocks_end)?.offset, OnceCell::new()));
+        at = cursor.advance()?;
+    }
+    // In a file that is what it should be they ascend; in any other a search may miss one, no more.
+    Ok(partitions)
 }
 
 impl fmt::Debug for SstableFile {

@@ -17,8 +17,13 @@ use crate::engine::{EngineConfig, EngineContext, EngineError};
 
 type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 
-const OPTIONS: ReadOptions =
-    ReadOptions { fill_cache: true, readahead_bytes_min: 1 << 10, readahead_bytes_max: 4 << 10, timestamp_min: 0 };
+const OPTIONS: ReadOptions = ReadOptions {
+    fill_cache: true,
+    cache_fill_bytes_max: u64::MAX,
+    readahead_bytes_min: 1 << 10,
+    readahead_bytes_max: 4 << 10,
+    timestamp_min: 0,
+};
 
 fn config() -> EngineConfig {
     EngineConfig { block_bytes: 256, ..EngineConfig::default() }
