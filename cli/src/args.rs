@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Parser, Subcommand};
 
-use crate::command::{bench, data, demo, dev, drill, import, status, table};
+use crate::command::{bench, data, demo, dev, drill, import, inspect, status, table};
 use crate::process;
 
 /// Uruk: a Bigtable that you run yourself.
@@ -42,6 +42,8 @@ pub enum Command {
     /// Kill things on purpose and measure what clients notice
     #[command(subcommand)]
     Drill(drill::Drill),
+    /// Show what a table file holds, and where it is damaged
+    Inspect(inspect::Inspect),
     /// Measure throughput and latency
     Bench(bench::Bench),
     /// Run a master

@@ -14,6 +14,7 @@ pub mod demo;
 pub mod dev;
 pub mod drill;
 pub mod import;
+pub mod inspect;
 pub mod status;
 pub mod table;
 
@@ -27,6 +28,7 @@ pub fn run(arguments: Uruk) -> Result<ExitCode> {
         Command::Get(options) => runtime::block_on(1, data::get(options)),
         Command::Scan(options) => runtime::block_on(1, data::scan(options)),
         Command::Import(options) => runtime::block_on(1, import::run(options)),
+        Command::Inspect(options) => runtime::block_on(1, inspect::run(options)),
         Command::Status(options) => runtime::block_on(1, status::run(options)),
         Command::Drill(command) => runtime::block_on(1, drill::run(command)),
         Command::Bench(options) => runtime::block_on(1, bench::run(options)),

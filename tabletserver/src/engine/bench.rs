@@ -23,6 +23,7 @@ use std::{fmt, io};
 use serde::Serialize;
 use uruk_base::Env;
 
+use super::sstable::format::Compression;
 use super::{EngineConfig, EngineError};
 use tablet::BenchTablet;
 pub use workload::Workload;
@@ -64,7 +65,11 @@ impl Default for BenchOptions {
             memtable_bytes: 64 << 20,
             seek_rows: 100,
             folder: std::env::temp_dir().join("uruk-bench-engine"),
-            engine: EngineConfig { block_bytes: 4 << 10, ..EngineConfig::default() },
+            engine: EngineConfig {
+                block_bytes: 4 << 10,
+                compression_major: Compression::Lz4,
+                ..EngineConfig::default()
+            },
         }
     }
 }

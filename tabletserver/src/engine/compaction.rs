@@ -65,7 +65,13 @@ pub(crate) async fn run(
         timestamp_min: 0,
     };
     let level = inputs.iter().map(|input| input.reference.level).max().unwrap_or(0) + 1;
-    let file = rewrite(context, Merge::new([], inputs, options), purge, Output { path, range, level }).await?;
+    // What is merged with everything stays longest; the rest is soon merged again.
+    let compression = match inputs.len() == files.len() {
+        true => context.config.compression_major,
+        false => context.config.compression,
+    };
+    let output = Output { path, range, level, compression };
+    let file = rewrite(context, Merge::new([], inputs, options), purge, output).await?;
     Ok(CompactionResult {
         remove: inputs.iter().map(|input| input.reference.path.clone()).collect(),
         add: LocalityGroupFiles { locality_group, files: Vec::from_iter(file) },

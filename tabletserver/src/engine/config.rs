@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::sstable::format::Compression;
+
 /// Limits and sizes of the storage engine.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -10,6 +12,10 @@ pub struct EngineConfig {
     pub block_bytes: usize,
     /// Entries between restart points of a data block.
     pub block_restart_interval: usize,
+    /// How flushes and merging compactions pack blocks.
+    pub compression: Compression,
+    /// How major compactions do, whose output stays longest.
+    pub compression_major: Compression,
     /// Bloom filter size; 0 for none.
     pub bloom_bits_per_row: usize,
     /// Files below this are written with one `put`, the others in parts.
@@ -47,6 +53,12 @@ pub struct EngineConfig {
     pub compaction_ratio_exempt_bytes: u64,
     /// Merging compactions leave larger inputs to major ones.
     pub compaction_bytes_max: u64,
+    /// A major compaction is due when more than this share of a group's entries are deletions.
+    pub compaction_deletions_share_max: f64,
+    /// Or when more than this share of its cells is past its family's age, as far as can be told.
+    pub compaction_expired_share_max: f64,
+    /// Or when a file older than this still has deletions or shares its group with others; 0 for never.
+    pub compaction_age_seconds_max: u64,
 }
 
 impl Default for EngineConfig {
@@ -54,6 +66,8 @@ impl Default for EngineConfig {
         EngineConfig {
             block_bytes: 16 << 10,
             block_restart_interval: 16,
+            compression: Compression::Lz4,
+            compression_major: Compression::Zstd,
             bloom_bits_per_row: 10,
             put_bytes_max: 64 << 20,
             multipart_part_bytes: 8 << 20,
@@ -72,6 +86,9 @@ impl Default for EngineConfig {
             compaction_files_stuck: 16,
             compaction_ratio_exempt_bytes: 1 << 20,
             compaction_bytes_max: 2 << 30,
+            compaction_deletions_share_max: 0.3,
+            compaction_expired_share_max: 0.3,
+            compaction_age_seconds_max: 7 * 24 * 3600,
         }
     }
 }
@@ -117,6 +134,8 @@ impl EngineConfig {
                 "is below compaction_files_min",
             ),
             (self.compaction_bytes_max >= 1, "compaction_bytes_max", "is 0"),
+            (self.compaction_deletions_share_max > 0.0, "compaction_deletions_share_max", "is not positive"),
+            (self.compaction_expired_share_max > 0.0, "compaction_expired_share_max", "is not positive"),
         ];
         match checks.into_iter().find(|(holds, _, _)| !holds) {
             Some((_, field, why)) => Err(ConfigError { field, why }),

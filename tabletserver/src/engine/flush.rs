@@ -42,7 +42,8 @@ pub(crate) async fn flush(
     let mut groups = Vec::new();
     for (group, memtable) in memtables.iter().filter(|(_, memtable)| !memtable.is_empty()) {
         let merge = Merge::new([memtable], [], options);
-        let file = rewrite(context, merge, Purge::Hidden, Output { path: &path(*group), range, level: 0 }).await?;
+        let output = Output { path: &path(*group), range, level: 0, compression: context.config.compression };
+        let file = rewrite(context, merge, Purge::Hidden, output).await?;
         let files = Vec::from_iter(file);
         groups.push(LocalityGroupFiles { locality_group: *group, files });
     }

@@ -2,7 +2,7 @@
 //! changes and time, and after each the same reads on both.
 //!
 //! `URUK_MODEL_SEEDS=1000..2000 cargo test -p uruk-tabletserver model` runs other seeds, for as long as
-//! you like; a failure names its seed.
+//! you like (`0..` never ends); `URUK_MODEL_STEPS=5000` makes each longer. A failure names its seed.
 
 mod model;
 
@@ -25,9 +25,10 @@ use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, TableId};
 use super::compaction::policy::Reason;
 use super::compaction::{Compaction, CompactionResult};
 use super::filter::Qualifiers;
+use super::sstable::format::Compression;
 use super::*;
 
-const STEPS_PER_SEED: usize = 150;
+const STEPS_PER_SEED: u64 = 150;
 
 #[derive(Debug)]
 struct TestClock(AtomicI64);
@@ -76,11 +77,19 @@ fn context(random: &Random, clock: &Arc<TestClock>, objects: &Arc<InMemory>) -> 
         scan_batch_bytes: pick(&[1, 60, 500, 1 << 20]),
         scan_step_bytes: pick(&[1, 100, 1 << 20]),
         scan_steps_before_seek: pick(&[0, 1, 3, 16]) as u32,
+        scan_cache_fill_bytes_max: pick(&[0, 500, 1 << 20]) as u64,
+        index_pinned_bytes_max: pick(&[0, 500, 1 << 20]) as u64,
+        compression: *random_of(random, &[Compression::Raw, Compression::Lz4, Compression::Zstd]),
+        compression_major: *random_of(random, &[Compression::Lz4, Compression::Zstd]),
         merge_piece_bytes: pick(&[1, 300, 1 << 20]),
         compaction_ratio_exempt_bytes: pick(&[0, 1 << 20]) as u64,
         ..EngineConfig::default()
     };
     EngineContext::new(env, objects.clone() as Arc<dyn ObjectStore>, config).unwrap()
+}
+
+fn random_of<'a, T>(random: &Random, of: &'a [T]) -> &'a T {
+    &of[random.range(0..of.len() as u64) as usize]
 }
 
 fn schema(random: &Random, version: u64) -> TableSchema {
@@ -483,11 +492,11 @@ async fn scan(view: &ReadView, request: ScanRequest) -> Vec<Row> {
     rows
 }
 
-fn run_seed(seed: u64) {
+fn run_seed(seed: u64, steps: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let mut world = World::new(seed);
-        for _ in 0..STEPS_PER_SEED {
+        for _ in 0..steps {
             world.step().await;
         }
         world.held.clear();
@@ -498,9 +507,11 @@ fn run_seed(seed: u64) {
 #[test]
 fn the_engine_shows_what_the_model_shows() {
     let seeds = std::env::var("URUK_MODEL_SEEDS").unwrap_or_else(|_| "0..300".into());
-    let (start, end) = seeds.split_once("..").expect("URUK_MODEL_SEEDS is START..END");
-    for seed in start.parse().unwrap()..end.parse().unwrap() {
-        if let Err(panic) = std::panic::catch_unwind(|| run_seed(seed)) {
+    let steps = std::env::var("URUK_MODEL_STEPS").map_or(STEPS_PER_SEED, |steps| steps.parse().unwrap());
+    let (start, end) = seeds.split_once("..").expect("URUK_MODEL_SEEDS is START..END or START..");
+    let end = if end.is_empty() { u64::MAX } else { end.parse().unwrap() };
+    for seed in start.parse().unwrap()..end {
+        if let Err(panic) = std::panic::catch_unwind(|| run_seed(seed, steps)) {
             eprintln!("failing seed: {seed}");
             std::panic::resume_unwind(panic);
         }

@@ -13,6 +13,7 @@ use super::error::EngineError;
 use super::merge::Merge;
 use super::sstable::TableBuilder;
 use super::sstable::cursor::CursorState;
+use super::sstable::format::Compression;
 use super::sstable::upload::Upload;
 use super::visible::{Seen, Visibility};
 
@@ -98,6 +99,8 @@ pub struct Output<'a> {
     pub range: &'a RowRange,
     /// For display.
     pub level: u32,
+    /// How its blocks are packed.
+    pub compression: Compression,
 }
 
 /// Writes what a merge yields to a new file. None when nothing is left to write; then there is no file.
@@ -114,7 +117,7 @@ pub async fn rewrite(
         merge,
         // Whoever reads an older snapshot holds the inputs themselves.
         visibility: Visibility::new(SeqNo::MAX),
-        builder: TableBuilder::new(&context.config),
+        builder: TableBuilder::new(&context.config, output.compression, context.env.clock.wall_micros()),
         purge,
         piece_bytes: context.config.merge_piece_bytes,
         column: 0,
@@ -131,6 +134,7 @@ pub async fn rewrite(
         }
     };
     upload.finish().await?;
+    context.files.note_written(output.path, &built.properties);
     Ok(Some(FileRef {
         path: output.path.to_owned(),
         low: output.range.start.clone(),

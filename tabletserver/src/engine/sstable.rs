@@ -9,14 +9,17 @@
 //! | [`builder`] | entries in, bytes out; no IO |
 //! | [`upload`] | bytes to the object store |
 //! | [`file`] | an open file, its blocks through the cache; the table of open files |
+//! | [`inspect`], [`decode`] | a file for people, with its damage; the decoders for those who try to break them |
 //! | [`cursor`] | walks a file's entries; says when it needs a block instead of waiting for it |
 
 pub mod block;
 pub mod bloom;
 pub mod builder;
 pub mod cursor;
+pub mod decode;
 pub mod file;
 pub mod format;
+pub mod inspect;
 pub mod properties;
 pub mod upload;
 

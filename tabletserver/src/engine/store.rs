@@ -28,7 +28,7 @@ use uruk_proto::schema::TableSchema;
 use uruk_proto::{RowRange, SeqNo, TabletId};
 
 use super::columns::Columns;
-use super::compaction::policy::{self, Pick, Reason};
+use super::compaction::policy::{self, FileFacts, KnownFacts, Pick, Reason};
 use super::compaction::{self, Compaction, CompactionResult};
 use super::context::EngineContext;
 use super::error::EngineError;
@@ -311,10 +311,16 @@ impl TabletStore {
     /// business).
     pub fn pick_compaction(&self) -> Option<Compaction> {
         let version = self.version.read().clone();
+        let (config, now) = (&self.context.config, self.context.env.clock.wall_micros());
         version.groups.iter().find_map(|(number, group)| {
             let units = units(&group.files);
-            let bytes: Vec<u64> = units.iter().map(|unit| unit[0].reference.bytes).collect();
-            policy::pick(&bytes, &self.context.config).map(|pick| compaction_of(*number, &units, pick))
+            let facts: Vec<FileFacts> = units.iter().map(|unit| facts(&unit[0])).collect();
+            let pick = policy::pick(&facts, config).or_else(|| {
+                let age_max = policy::age_max(&version.schema, *number);
+                let reason = policy::major_reason(&facts, age_max, now, config)?;
+                Some(Pick { start: 0, end: units.len(), reason })
+            });
+            pick.map(|pick| compaction_of(*number, &units, pick))
         })
     }
 
@@ -416,6 +422,10 @@ fn frozen_sets(version: &Version) -> Vec<FreezeToken> {
 fn compaction_of(locality_group: u32, units: &[&[Arc<FileHandle>]], pick: Pick) -> Compaction {
     let inputs = units[pick.start..pick.end].concat().iter().map(|file| file.reference.clone()).collect();
     Compaction { locality_group, inputs, reason: pick.reason }
+}
+
+fn facts(file: &FileHandle) -> FileFacts {
+    FileFacts { bytes: file.reference.bytes, known: file.file.properties().map(KnownFacts::from) }
 }
 
 struct RowWriter {

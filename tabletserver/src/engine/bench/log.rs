@@ -15,7 +15,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex};
 use uruk_proto::{Epoch, SeqNo, TabletId};
 
-use crate::server::record::{self, Record, RowWrite};
+use crate::server::record::{self, Piece, Record, RowWrite};
 
 /// The file grows in steps of this size, so that `fdatasync` seldom has to write metadata.
 const STEP_BYTES: u64 = 16 << 20;
@@ -66,8 +66,16 @@ impl BenchLog {
         state.counter += 1;
         let seq = SeqNo::new(Epoch(1), state.counter).expect("fewer writes than an epoch has numbers");
         let row = RowWrite { offset: 0, row: Bytes::copy_from_slice(row), mutations };
-        let record =
-            Record { tablet: TabletId(1), first: seq, last: seq, timestamp, call: None, result: None, rows: vec![row] };
+        let record = Record {
+            tablet: TabletId(1),
+            first: seq,
+            last: seq,
+            timestamp,
+            call: None,
+            result: None,
+            piece: Piece::Whole,
+            rows: vec![row],
+        };
         if state.waiting.is_empty() {
             state.waiting.put_u64_le(0); // length and checksum come here
             record::start_frame(&mut state.waiting);

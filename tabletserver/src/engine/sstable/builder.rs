@@ -10,7 +10,7 @@ use uruk_proto::key::KeyRef;
 use super::super::config::EngineConfig;
 use super::block::{BlockBuilder, shared_prefix_len};
 use super::bloom;
-use super::format::{BlockPacker, Footer, Handle};
+use super::format::{BlockPacker, Compression, Footer, Handle};
 use super::properties::Properties;
 
 /// Builds one file.
@@ -44,12 +44,12 @@ pub struct BuiltTable {
 }
 
 impl TableBuilder {
-    /// An empty file.
-    pub fn new(config: &EngineConfig) -> TableBuilder {
+    /// An empty file, written at this wall time (microseconds).
+    pub fn new(config: &EngineConfig, compression: Compression, written_micros: i64) -> TableBuilder {
         TableBuilder {
             block_bytes: config.block_bytes,
             bloom_bits_per_row: config.bloom_bits_per_row,
-            packer: BlockPacker::new(),
+            packer: BlockPacker::new(compression),
             out: Vec::new(),
             out_offset: 0,
             data: BlockBuilder::new(config.block_restart_interval),
@@ -60,7 +60,7 @@ impl TableBuilder {
             row_hashes: Vec::new(),
             row_len: 0,
             last_key: Vec::new(),
-            properties: Properties::empty(),
+            properties: Properties { written_micros, ..Properties::empty() },
         }
     }
 

@@ -4,7 +4,7 @@
 //! [`FileHandle`] is one tablet's reference to it, clipped to that tablet's rows. Opening is lazy: the
 //! tail (filter, properties, index root) is read when the first reader needs it, in one ranged read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -29,6 +29,8 @@ use super::properties::Properties;
 /// What a first read takes of a file's end beyond its filter: index root, properties, footer.
 const TAIL_EXTRA_BYTES: u64 = 8 << 10;
 const TAIL_BYTES_MAX: u64 = 2 << 20;
+/// Files written and not installed yet that are remembered.
+const WRITTEN_MAX: usize = 64;
 
 /// The files that some tablet of this process names.
 pub struct FileTable {
@@ -37,12 +39,21 @@ pub struct FileTable {
     pins: Arc<IndexPins>,
     next_number: AtomicU64,
     files: Mutex<HashMap<Path, Weak<SstableFile>>>,
+    /// What was written here and is not named by a tablet yet, newest last.
+    written: Mutex<VecDeque<(String, Properties)>>,
 }
 
 impl FileTable {
     /// Nobody names a file yet.
     pub fn new(store: Arc<dyn ObjectStore>, cache: Arc<BlockCache>, pins: Arc<IndexPins>) -> FileTable {
-        FileTable { store, cache, pins, next_number: AtomicU64::new(1), files: Mutex::default() }
+        FileTable {
+            store,
+            cache,
+            pins,
+            next_number: AtomicU64::new(1),
+            files: Mutex::default(),
+            written: Mutex::default(),
+        }
     }
 
     /// Where the files are.
@@ -70,8 +81,25 @@ impl FileTable {
         Ok(FileHandle::new(file, reference.clone()))
     }
 
+    /// Remembers what a file that was just written says about itself, so that the choice of compactions
+    /// need not read it.
+    pub fn note_written(&self, path: &str, properties: &Properties) {
+        let mut written = self.written.lock();
+        if written.len() == WRITTEN_MAX {
+            written.pop_front();
+        }
+        written.push_back((path.to_owned(), properties.clone()));
+    }
+
+    fn take_written(&self, path: &str) -> Option<Properties> {
+        let mut written = self.written.lock();
+        let at = written.iter().position(|(other, _)| other == path)?;
+        written.remove(at).map(|(_, properties)| properties)
+    }
+
     fn file(&self, path: Path, reference: &FileRef) -> SstableFile {
         SstableFile {
+            written: self.take_written(&reference.path),
             number: self.next_number.fetch_add(1, Ordering::Relaxed),
             path,
             bytes: reference.bytes,
@@ -186,6 +214,8 @@ pub struct SstableFile {
     cache: Arc<BlockCache>,
     pins: Arc<IndexPins>,
     pinned_bytes: AtomicU64,
+    /// Its properties, if this process wrote it.
+    written: Option<Properties>,
     tail: OnceCell<Tail>,
 }
 
@@ -204,6 +234,11 @@ impl SstableFile {
     /// Its tail, if it was opened.
     pub fn tail(&self) -> Option<&Tail> {
         self.tail.get()
+    }
+
+    /// What it says about itself, if that is known without reading it.
+    pub fn properties(&self) -> Option<&Properties> {
+        self.tail.get().map(|tail| &tail.properties).or(self.written.as_ref())
     }
 
     /// Opens it, once however many wait.

@@ -3,16 +3,21 @@
 //! Invariants: (1) every byte of a file lies under a CRC-32 or is compared with a constant; (2) a
 //! block's checksum covers its place in the file, so that a good block at a wrong place is refused.
 
+use std::cell::RefCell;
+
 use bytes::{BufMut, Bytes};
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+use serde::{Deserialize, Serialize};
 use uruk_proto::DecodeError;
 
 use super::block::Block;
 
 /// Last eight bytes of every file: "URUK-SST".
 pub const MAGIC: [u8; 8] = *b"URUK-SST";
-/// The version that this code writes, and the only one that it reads.
-pub const VERSION: u32 = 1;
+/// The version that this code writes. Version 2 added zstd and the time of writing in the properties.
+pub const VERSION: u32 = 2;
+/// The oldest version that it reads.
+pub const VERSION_MIN: u32 = 1;
 /// Bytes of the footer.
 pub const FOOTER_BYTES: usize = 3 * HANDLE_BYTES + 4 + 4 + 8;
 /// Bytes behind a stored block's payload: compression, CRC-32.
@@ -25,6 +30,22 @@ const HANDLE_BYTES: usize = 12;
 const COMPRESSION_RAW: u8 = 0;
 /// The payload is the block's length (u32, little endian) and one lz4 block.
 const COMPRESSION_LZ4: u8 = 1;
+/// The payload is the block's length (u32, little endian) and one zstd frame. Since version 2.
+const COMPRESSION_ZSTD: u8 = 2;
+/// Higher levels cost far more time than they save space in blocks of this size.
+const ZSTD_LEVEL: i32 = 1;
+
+/// How a file's blocks are packed, where that saves an eighth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Not at all.
+    Raw,
+    /// Fast both ways.
+    Lz4,
+    /// Smaller, slower.
+    Zstd,
+}
 
 /// Where a stored block lies; `len` covers its trailer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -101,7 +122,8 @@ impl Footer {
             return Err(error("checksum mismatch"));
         }
         let (handles, version) = body.split_at(3 * HANDLE_BYTES);
-        if version != VERSION.to_le_bytes() {
+        let version = u32::from_le_bytes(version.try_into().expect("4 bytes"));
+        if !(VERSION_MIN..=VERSION).contains(&version) {
             return Err(error("written in a format version that this program does not know"));
         }
         let limit = file_bytes.saturating_sub(FOOTER_BYTES as u64);
@@ -117,31 +139,61 @@ impl Footer {
 
 /// Packs blocks for storage; keeps its working memory.
 pub struct BlockPacker {
-    table: CompressTable,
+    codec: Codec,
     scratch: Vec<u8>,
+}
+
+enum Codec {
+    Raw,
+    Lz4(Box<CompressTable>),
+    Zstd(Box<zstd::bulk::Compressor<'static>>),
 }
 
 impl BlockPacker {
     /// A packer.
-    pub fn new() -> BlockPacker {
-        BlockPacker { table: CompressTable::small(), scratch: Vec::new() }
+    pub fn new(compression: Compression) -> BlockPacker {
+        let codec = match compression {
+            Compression::Raw => Codec::Raw,
+            Compression::Lz4 => Codec::Lz4(Box::new(CompressTable::small())),
+            Compression::Zstd => {
+                let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("the level is within zstd's bounds");
+                Codec::Zstd(Box::new(compressor))
+            }
+        };
+        BlockPacker { codec, scratch: Vec::new() }
     }
 
-    /// Appends `payload` as a stored block, which will lie at `offset`: lz4, or raw where that saves
+    /// Appends `payload` as a stored block, which will lie at `offset`: packed, or raw where that saves
     /// less than an eighth.
     pub fn put(&mut self, out: &mut Vec<u8>, offset: u64, payload: &[u8]) -> Handle {
         assert!(payload.len() <= BLOCK_BYTES_MAX, "a block holds at most one value beyond its target size");
         let start = out.len();
-        self.scratch.resize(get_maximum_output_size(payload.len()), 0);
-        let packed = compress_into_with_table(payload, &mut self.scratch, &mut self.table)
-            .expect("the output has the size that lz4 may need");
-        if 4 + packed <= payload.len() - payload.len() / 8 {
-            out.put_u32_le(payload.len() as u32);
-            out.put_slice(&self.scratch[..packed]);
-            out.put_u8(COMPRESSION_LZ4);
-        } else {
-            out.put_slice(payload);
-            out.put_u8(COMPRESSION_RAW);
+        let packed = match &mut self.codec {
+            Codec::Raw => None,
+            Codec::Lz4(table) => {
+                self.scratch.resize(get_maximum_output_size(payload.len()), 0);
+                let packed = compress_into_with_table(payload, &mut self.scratch, table)
+                    .expect("the output has the size that lz4 may need");
+                Some((packed, COMPRESSION_LZ4))
+            }
+            Codec::Zstd(compressor) => {
+                self.scratch.resize(zstd::zstd_safe::compress_bound(payload.len()), 0);
+                let packed = compressor
+                    .compress_to_buffer(payload, &mut self.scratch[..])
+                    .expect("the output has the size that zstd may need");
+                Some((packed, COMPRESSION_ZSTD))
+            }
+        };
+        match packed {
+            Some((packed, compression)) if 4 + packed <= payload.len() - payload.len() / 8 => {
+                out.put_u32_le(payload.len() as u32);
+                out.put_slice(&self.scratch[..packed]);
+                out.put_u8(compression);
+            }
+            Some(_) | None => {
+                out.put_slice(payload);
+                out.put_u8(COMPRESSION_RAW);
+            }
         }
         let crc = checksum(&out[start..], offset);
         out.put_u32_le(crc);
@@ -149,10 +201,18 @@ impl BlockPacker {
     }
 }
 
-impl Default for BlockPacker {
-    fn default() -> BlockPacker {
-        BlockPacker::new()
-    }
+thread_local! {
+    /// Its working memory is large and costs time to make.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn zstd_unpack(packed: &[u8], block: &mut [u8]) -> Option<usize> {
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        if slot.is_none() {
+            *slot = zstd::bulk::Decompressor::new().ok();
+        }
+        slot.as_mut()?.decompress_to_buffer(packed, block).ok()
+    })
 }
 
 fn checksum(payload_and_compression: &[u8], offset: u64) -> u32 {
@@ -173,16 +233,20 @@ pub fn unpack_payload(stored: &[u8], offset: u64) -> Result<Bytes, DecodeError> 
     let (payload, compression) = body.split_at(body.len() - 1);
     match compression[0] {
         COMPRESSION_RAW => Ok(Bytes::copy_from_slice(payload)),
-        COMPRESSION_LZ4 => {
+        compression @ (COMPRESSION_LZ4 | COMPRESSION_ZSTD) => {
             let (len, packed) = payload.split_at_checked(4).ok_or_else(|| error("ends early"))?;
             let len = u32::from_le_bytes(len.try_into().expect("4 bytes")) as usize;
             if len > BLOCK_BYTES_MAX {
                 return Err(error("longer than a block may be"));
             }
             let mut block = vec![0; len];
-            match decompress_into(packed, &mut block) {
-                Ok(n) if n == len => Ok(block.into()),
-                _ => Err(error("does not decompress")),
+            let unpacked = match compression {
+                COMPRESSION_LZ4 => decompress_into(packed, &mut block).ok(),
+                _ => zstd_unpack(packed, &mut block),
+            };
+            match unpacked {
+                Some(n) if n == len => Ok(block.into()),
+                Some(_) | None => Err(error("does not decompress")),
             }
         }
         _ => Err(error("unknown compression")),
@@ -201,10 +265,13 @@ mod tests {
     #[test]
     fn a_stored_block_is_refused_at_another_place() {
         let mut out = Vec::new();
-        let handle = BlockPacker::new().put(&mut out, 7, &[5; 1000]);
-        assert!(handle.len < 100, "equal bytes are packed");
-        assert_eq!(unpack_payload(&out, 7).unwrap(), vec![5; 1000]);
-        assert_eq!(unpack_payload(&out, 8).unwrap_err().why, "checksum mismatch");
+        for compression in [Compression::Lz4, Compression::Zstd] {
+            out.clear();
+            let handle = BlockPacker::new(compression).put(&mut out, 7, &[5; 1000]);
+            assert!(handle.len < 100, "equal bytes are packed");
+            assert_eq!(unpack_payload(&out, 7).unwrap(), vec![5; 1000]);
+            assert_eq!(unpack_payload(&out, 8).unwrap_err().why, "checksum mismatch");
+        }
     }
 
     #[test]
@@ -217,9 +284,12 @@ mod tests {
             })
             .collect();
         let mut out = Vec::new();
-        let handle = BlockPacker::new().put(&mut out, 0, &noise);
-        assert_eq!(handle.len as usize, noise.len() + TRAILER_BYTES);
-        assert_eq!(unpack_payload(&out, 0).unwrap(), noise);
+        for compression in [Compression::Raw, Compression::Lz4, Compression::Zstd] {
+            out.clear();
+            let handle = BlockPacker::new(compression).put(&mut out, 0, &noise);
+            assert_eq!(handle.len as usize, noise.len() + TRAILER_BYTES);
+            assert_eq!(unpack_payload(&out, 0).unwrap(), noise);
+        }
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Properties {
     pub rows: u64,
     /// Bytes of all keys and values.
     pub raw_bytes: u64,
+    /// When the file was written, microseconds of wall time; 0 in files of version 1.
+    pub written_micros: i64,
 }
 
 impl Properties {
@@ -44,6 +46,7 @@ impl Properties {
             deletions: 0,
             rows: 0,
             raw_bytes: 0,
+            written_micros: 0,
         }
     }
 
@@ -76,6 +79,7 @@ impl Properties {
         for number in [self.seq_min.0, self.seq_max.0, self.cells, self.deletions, self.rows, self.raw_bytes] {
             put_varint(out, number);
         }
+        put_varint(out, self.written_micros.max(0) as u64);
     }
 
     /// Reads the stored form.
@@ -97,6 +101,7 @@ impl Properties {
             deletions: reader.varint()?,
             rows: reader.varint()?,
             raw_bytes: reader.varint()?,
+            written_micros: if reader.is_at_end() { 0 } else { reader.varint()?.min(i64::MAX as u64) as i64 },
         };
         if !reader.is_at_end() {
             return Err(reader.error("more bytes than properties"));
@@ -125,10 +130,16 @@ mod tests {
                 deletions: numbers[3],
                 rows: numbers[4],
                 raw_bytes: numbers[5],
+                written_micros: 1 + (numbers[0] >> 1) as i64 / 2,
             };
             let mut out = Vec::new();
             properties.put(&mut out);
-            prop_assert_eq!(Properties::parse(out.clone().into()).unwrap(), properties);
+            prop_assert_eq!(Properties::parse(out.into()).unwrap(), properties.clone());
+            let old = Properties { written_micros: 0, ..properties };
+            let mut out = Vec::new();
+            old.put(&mut out);
+            out.pop();
+            prop_assert_eq!(Properties::parse(out.clone().into()).unwrap(), old, "as version 1 wrote it");
             out.pop();
             prop_assert!(Properties::parse(out.into()).is_err());
         }

@@ -12,6 +12,7 @@ use uruk_proto::master::FileRef;
 use uruk_proto::{FamilyId, SeqNo, key};
 
 use super::cursor::{CursorState, FileCursor, ReadOptions};
+use super::format::Compression;
 use super::*;
 use crate::engine::{EngineConfig, EngineContext, EngineError};
 
@@ -34,7 +35,11 @@ fn context(store: Arc<dyn ObjectStore>) -> Arc<EngineContext> {
 }
 
 fn build(entries: &Entries) -> (Bytes, Properties) {
-    let mut builder = TableBuilder::new(&config());
+    build_with(entries, Compression::Lz4)
+}
+
+fn build_with(entries: &Entries, compression: Compression) -> (Bytes, Properties) {
+    let mut builder = TableBuilder::new(&config(), compression, 5);
     let mut out = Vec::new();
     for (key, value) in entries {
         builder.add(key, value).unwrap();
@@ -100,8 +105,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn a_file_gives_back_what_went_in(entries in entries(), from in 0usize..130, to in 0usize..130) {
-        let (content, properties) = build(&entries);
+    fn a_file_gives_back_what_went_in(
+        entries in entries(),
+        from in 0usize..130,
+        to in 0usize..130,
+        compression in prop_oneof![Just(Compression::Raw), Just(Compression::Lz4), Just(Compression::Zstd)],
+    ) {
+        let (content, properties) = build_with(&entries, compression);
         let seqs = entries.iter().map(|(key, _)| key::seq_of(key).unwrap());
         prop_assert_eq!((properties.seq_min, properties.seq_max), (seqs.clone().min().unwrap(), seqs.max().unwrap()));
         let rows: std::collections::BTreeSet<_> =
@@ -210,4 +220,64 @@ fn a_large_file_goes_up_in_parts() {
         upload.finish().await.unwrap();
         assert_eq!(store.get(&Path::from("large")).await.unwrap().bytes().await.unwrap(), content);
     });
+}
+
+/// Valid inputs of every decoder, cut out of one valid file.
+fn valid_pieces() -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    for compression in [Compression::Raw, Compression::Lz4, Compression::Zstd] {
+        let (file, _) = build_with(&sample(), compression);
+        let report = inspect::inspect(&file);
+        let footer = report.footer.unwrap();
+        let handles = [footer.filter, footer.properties, footer.root, report.partitions[0], report.blocks[1].handle];
+        for handle in handles {
+            let stored = file.slice(handle.offset as usize..handle.end() as usize);
+            pieces.push(format::unpack_payload(&stored, handle.offset).unwrap());
+            pieces.push(stored.slice(..stored.len() - 4));
+        }
+        pieces.push(file.slice(footer.root.end() as usize..));
+        pieces.push(file);
+    }
+    pieces.push(sample()[0].0.clone().into());
+    pieces
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_decoder_panics_on_damaged_input(
+        piece in any::<prop::sample::Index>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..4), 0..6),
+    ) {
+        thread_local! { static PIECES: Vec<Bytes> = valid_pieces(); }
+        let mut input = PIECES.with(|pieces| pieces[piece.index(pieces.len())].to_vec());
+        for (at, byte, how) in changes {
+            if input.is_empty() { break }
+            let at = at.index(input.len());
+            match how {
+                0 => input[at] = byte,
+                1 => input[at] ^= 1 << (byte % 8),
+                2 => input.truncate(at),
+                _ => input.insert(at, byte),
+            }
+        }
+        decode::DECODERS.iter().for_each(|(_, decode)| decode(&input));
+    }
+}
+
+#[test]
+fn an_inspection_finds_nothing_wrong_in_a_good_file_and_every_flipped_bit_in_a_bad_one() {
+    let (content, properties) = build(&sample());
+    let report = inspect::inspect(&content);
+    assert_eq!(report.damage, []);
+    assert_eq!((report.properties, report.entries), (Some(properties), 60));
+    assert!(report.blocks.len() > 3 && report.filter_bytes > 64);
+    for at in 0..content.len() {
+        let mut damaged = content.to_vec();
+        damaged[at] ^= 1 << (at % 8);
+        let report = inspect::inspect(&damaged.into());
+        let first = report.damage.first().unwrap_or_else(|| panic!("byte {at} flipped and nothing seen"));
+        assert!(first.offset <= at as u64, "damage at {at} reported behind it, at {}", first.offset);
+    }
 }

@@ -182,3 +182,44 @@ fn an_older_row_is_ignored() {
         assert_eq!(rows(&store.snapshot()).await.unwrap().len(), 1);
     });
 }
+
+#[test]
+fn a_scan_of_everything_leaves_what_is_read_often_in_the_cache() {
+    run(async {
+        let env = Env { tasks: Tasks::simulated(), ..Env::real() };
+        // The cache holds an eighth of the data; a scan may fill a fraction of that.
+        let config = EngineConfig {
+            block_bytes: 4096,
+            block_cache_bytes: 512 << 10,
+            scan_cache_fill_bytes_max: 16 << 10,
+            readahead_bytes_max: 32 << 10,
+            compression: crate::engine::sstable::format::Compression::Raw,
+            ..EngineConfig::default()
+        };
+        let context = EngineContext::new(env, Arc::new(InMemory::new()), config).unwrap();
+        let family = Family { name: "f".into(), id: FamilyId(1), gc: GcRule::KeepAll, locality_group: 0 };
+        let schema = TableSchema { id: TableId(1), name: "t".into(), version: 1, families: vec![family] };
+        let store = TabletStore::open(&context, Arc::new(schema), &MetaRow::default()).unwrap();
+        let name = |i: u64| format!("row{i:08}");
+        for i in 0..8000u64 {
+            let value = vec![i as u8; 500].into();
+            let set = Mutation::SetCell { family: FamilyId(1), qualifier: Bytes::new(), timestamp: 1, value };
+            store.apply(SeqNo(i + 1), name(i).as_bytes(), &[set]);
+        }
+        store.publish(SeqNo(8000));
+        let token = store.freeze(SeqNo(8000)).unwrap();
+        let mut row = MetaRow::default();
+        flush(&store, &mut row, &token).await;
+        let read_hot = async || {
+            let misses = context.cache().misses();
+            for i in (0..8000).step_by(400) {
+                assert_eq!(store.snapshot().get(name(i).as_bytes(), &Filter::all()).await.unwrap().cells.len(), 1);
+            }
+            context.cache().misses() - misses
+        };
+        read_hot().await;
+        assert_eq!(read_hot().await, 0, "twenty blocks fit");
+        assert_eq!(rows(&store.snapshot()).await.unwrap().len(), 8000);
+        assert_eq!(read_hot().await, 0, "the scan pushed them out");
+    });
+}

@@ -1,0 +1,76 @@
+//! Every decoder of the table format as a function on untrusted bytes: what fuzz targets and the test of
+//! bad input call. None of them may panic, whatever the bytes; what they return is of no interest.
+
+use bytes::Bytes;
+use uruk_proto::key::KeyRef;
+
+use super::block::{Block, BlockCursor};
+use super::bloom::Bloom;
+use super::format::{Footer, unpack_payload};
+use super::inspect;
+use super::properties::Properties;
+
+/// The decoders by name.
+pub const DECODERS: [(&str, fn(&[u8])); 7] = [
+    ("table_file", table_file),
+    ("footer", footer),
+    ("stored_block", stored_block),
+    ("block", block),
+    ("bloom", bloom),
+    ("properties", properties),
+    ("internal_key", internal_key),
+];
+
+/// A whole file.
+pub fn table_file(data: &[u8]) {
+    inspect::inspect(&Bytes::copy_from_slice(data));
+}
+
+/// The end of a file.
+pub fn footer(data: &[u8]) {
+    let _ = Footer::parse(data, data.len() as u64);
+}
+
+/// What surrounds a block: also with a right checksum, so that what lies behind it is reached.
+pub fn stored_block(data: &[u8]) {
+    let _ = unpack_payload(data, 0);
+    let mut signed = data.to_vec();
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(data);
+    hasher.update(&0u64.to_le_bytes());
+    signed.extend_from_slice(&hasher.finalize().to_le_bytes());
+    if let Ok(payload) = unpack_payload(&signed, 0) {
+        block(&payload);
+    }
+}
+
+/// The entries of a block, by every way to reach them.
+pub fn block(data: &[u8]) {
+    let Ok(block) = Block::parse(Bytes::copy_from_slice(data)) else { return };
+    let mut cursor = BlockCursor::new(block);
+    let mut at = cursor.first();
+    while let Ok(true) = at {
+        at = cursor.advance();
+    }
+    let target = &data[..data.len().min(8)];
+    let _ = (cursor.seek(target), cursor.seek_before(target), cursor.seek_at_or_before(target), cursor.last());
+}
+
+/// A filter and a lookup in it.
+pub fn bloom(data: &[u8]) {
+    if let Ok(filter) = Bloom::parse(Bytes::copy_from_slice(data)) {
+        filter.may_contain(data.len() as u64);
+    }
+}
+
+/// What a file says about itself.
+pub fn properties(data: &[u8]) {
+    let _ = Properties::parse(Bytes::copy_from_slice(data));
+}
+
+/// A key and its parts.
+pub fn internal_key(data: &[u8]) {
+    if let Ok(parts) = KeyRef::parse(data) {
+        let _ = (parts.row(), parts.qualifier());
+    }
+}

@@ -1,0 +1,173 @@
+//! A table file as a whole, for people: its parts, and the first damage in each of them.
+//!
+//! Unlike a reader it goes on behind damage: a data block that cannot be read is noted, and the next one is
+//! looked at. It trusts nothing: any bytes give a report.
+
+use bytes::Bytes;
+use uruk_proto::key::KeyRef;
+use uruk_proto::{DecodeError, key};
+
+use super::block::{Block, BlockCursor};
+use super::bloom::{self, Bloom};
+use super::format::{FOOTER_BYTES, Footer, Handle, unpack_payload};
+use super::properties::Properties;
+
+/// Something that is not as it should be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Damage {
+    /// Where the damaged piece starts.
+    pub offset: u64,
+    /// What it is and what is wrong with it.
+    pub what: String,
+}
+
+/// A block that the index names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BlockReport {
+    /// Where it lies.
+    pub handle: Handle,
+    /// Its length when unpacked.
+    pub bytes: usize,
+    /// Entries in it.
+    pub entries: u64,
+    /// Its first key.
+    pub key_first: Bytes,
+}
+
+/// What a table file holds.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct TableReport {
+    /// Length of the file.
+    pub bytes: u64,
+    /// Where filter, properties and index root lie.
+    pub footer: Option<Footer>,
+    /// What the file says about itself.
+    pub properties: Option<Properties>,
+    /// Bytes of the filter; 0 without one.
+    pub filter_bytes: usize,
+    /// Index partitions.
+    pub partitions: Vec<Handle>,
+    /// Data blocks.
+    pub blocks: Vec<BlockReport>,
+    /// Entries that could be read.
+    pub entries: u64,
+    /// All that is wrong, as it was found.
+    pub damage: Vec<Damage>,
+}
+
+/// Reads all of a table file.
+pub fn inspect(file: &Bytes) -> TableReport {
+    let mut inspection = Inspection { file, report: TableReport::default(), last_key: Vec::new() };
+    inspection.report.bytes = file.len() as u64;
+    inspection.run();
+    inspection.report
+}
+
+struct Inspection<'a> {
+    file: &'a Bytes,
+    report: TableReport,
+    last_key: Vec<u8>,
+}
+
+impl Inspection<'_> {
+    fn run(&mut self) {
+        let footer = match Footer::parse(self.file, self.file.len() as u64) {
+            Ok(footer) => footer,
+            Err(error) => return self.damaged(self.file.len().saturating_sub(FOOTER_BYTES) as u64, &error),
+        };
+        self.report.footer = Some(footer);
+        if let Some(properties) = self.piece(footer.properties, Properties::parse) {
+            self.report.properties = Some(properties);
+        }
+        let filter = (footer.filter.len > 0).then(|| self.piece(footer.filter, Bloom::parse)).flatten();
+        self.report.filter_bytes = filter.as_ref().map_or(0, Bloom::len);
+        if let Some(root) = self.piece(footer.root, Block::parse) {
+            for partition in self.handles(footer.root.offset, root, footer.filter.offset) {
+                self.report.partitions.push(partition);
+                let Some(block) = self.piece(partition, Block::parse) else { continue };
+                for handle in self.handles(partition.offset, block, footer.filter.offset) {
+                    self.data_block(handle, filter.as_ref());
+                }
+            }
+        }
+        self.compare_counts(footer.properties.offset);
+    }
+
+    /// The handles that an index block holds.
+    fn handles(&mut self, offset: u64, block: Block, limit: u64) -> Vec<Handle> {
+        let mut handles = Vec::new();
+        let mut cursor = BlockCursor::new(block);
+        let mut at = cursor.first();
+        loop {
+            match at {
+                Ok(true) => match Handle::unpack(cursor.value(), limit) {
+                    Ok(handle) => handles.push(handle),
+                    Err(error) => self.damaged(offset, &error),
+                },
+                Ok(false) => return handles,
+                Err(error) => {
+                    self.damaged(offset, &error);
+                    return handles;
+                }
+            }
+            at = cursor.advance();
+        }
+    }
+
+    fn data_block(&mut self, handle: Handle, filter: Option<&Bloom>) {
+        let Some(block) = self.piece(handle, Block::parse) else { return };
+        let mut report = BlockReport { handle, bytes: block.len(), entries: 0, key_first: Bytes::new() };
+        let mut cursor = BlockCursor::new(block);
+        let mut at = cursor.first();
+        while let Ok(true) = at {
+            let key = cursor.key();
+            if report.entries == 0 {
+                report.key_first = Bytes::copy_from_slice(key);
+            }
+            if let Err(error) = KeyRef::parse(key) {
+                self.damaged(handle.offset, &error);
+            } else if let (Some(filter), Some(len)) = (filter, key::row_prefix_len(key))
+                && !filter.may_contain(bloom::row_hash(&key[..len]))
+            {
+                self.note(handle.offset, "the filter does not know a row of this block".to_owned());
+            }
+            if *self.last_key >= *key && !self.last_key.is_empty() {
+                self.note(handle.offset, format!("entry {} is not above the one before it", report.entries));
+            }
+            self.last_key.clear();
+            self.last_key.extend_from_slice(key);
+            report.entries += 1;
+            at = cursor.advance();
+        }
+        if let Err(error) = at {
+            self.damaged(handle.offset, &error);
+        }
+        self.report.entries += report.entries;
+        self.report.blocks.push(report);
+    }
+
+    fn compare_counts(&mut self, offset: u64) {
+        let counted = self.report.entries;
+        let stated =
+            self.report.properties.as_ref().map(|properties| properties.cells.saturating_add(properties.deletions));
+        if let Some(stated) = stated.filter(|stated| *stated != counted && self.report.damage.is_empty()) {
+            self.note(offset, format!("the properties state {stated} entries, {counted} are there"));
+        }
+    }
+
+    /// A stored block, unpacked and parsed.
+    fn piece<T>(&mut self, handle: Handle, parse: impl FnOnce(Bytes) -> Result<T, DecodeError>) -> Option<T> {
+        let stored = self.file.get(handle.offset as usize..handle.end() as usize);
+        let error = || DecodeError { what: "block handle", offset: 0, why: "reaches beyond the file" };
+        let parsed = stored.ok_or_else(error).and_then(|stored| unpack_payload(stored, handle.offset)).and_then(parse);
+        parsed.map_err(|error| self.damaged(handle.offset, &error)).ok()
+    }
+
+    fn damaged(&mut self, offset: u64, error: &DecodeError) {
+        self.note(offset, error.to_string());
+    }
+
+    fn note(&mut self, offset: u64, what: String) {
+        self.report.damage.push(Damage { offset, what });
+    }
+}
