@@ -40,7 +40,7 @@ impl Choices {
     }
 
     /// Any 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -49,7 +49,7 @@ impl Choices {
 
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
+        ((u128::from(self.word()) * u128::from(n)) >> 64) as u64
     }
 }
 
@@ -67,7 +67,7 @@ impl Values {
         let mut choices = Choices::new(seed);
         let mut pool = Vec::with_capacity(POOL_BYTES + value_bytes + PIECE_BYTES);
         while pool.len() < POOL_BYTES + value_bytes {
-            let half: Vec<u8> = (0..PIECE_BYTES / 2).map(|_| b' ' + (choices.next() >> 58) as u8).collect();
+            let half: Vec<u8> = (0..PIECE_BYTES / 2).map(|_| b' ' + (choices.word() >> 58) as u8).collect();
             pool.extend_from_slice(&half);
             pool.extend_from_slice(&half);
         }
@@ -75,7 +75,7 @@ impl Values {
     }
 
     /// The next value.
-    pub fn next(&mut self) -> Bytes {
+    pub fn value(&mut self) -> Bytes {
         if self.at + self.value_bytes > self.pool.len() {
             self.at = 0;
         }

@@ -246,7 +246,7 @@ impl Worker {
     fn write(&self, n: u64, i: u64, values: &mut Values, sync: bool) -> Result<bool, BenchError> {
         // Ascending times, as a server would give them.
         let timestamp = (i * self.threads + self.number) as i64 * 1000;
-        self.tablet.write(&key(n), timestamp, values.next(), sync)?;
+        self.tablet.write(&key(n), timestamp, values.value(), sync)?;
         Ok(true)
     }
 

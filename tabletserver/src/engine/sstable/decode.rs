@@ -10,8 +10,11 @@ use super::format::{Footer, unpack_payload};
 use super::inspect;
 use super::properties::Properties;
 
+/// A decoder that throws its result away.
+pub type Decoder = fn(&[u8]);
+
 /// The decoders by name.
-pub const DECODERS: [(&str, fn(&[u8])); 7] = [
+pub const DECODERS: [(&str, Decoder); 7] = [
     ("table_file", table_file),
     ("footer", footer),
     ("stored_block", stored_block),
