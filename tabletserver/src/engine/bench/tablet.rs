@@ -61,6 +61,8 @@ pub struct BenchTablet {
     wake_compactor: Notify,
     idle: Notify,
     compacting: Mutex<bool>,
+    /// Files that are named no more and still read, or were a moment ago.
+    garbage: Mutex<Vec<String>>,
     failure: Mutex<Option<EngineError>>,
 }
 
@@ -91,6 +93,7 @@ impl BenchTablet {
             wake_compactor: Notify::new(),
             idle: Notify::new(),
             compacting: Mutex::new(false),
+            garbage: Mutex::default(),
             failure: Mutex::new(None),
         });
         let (flusher, compactor) = (tablet.clone(), tablet.clone());
@@ -204,12 +207,20 @@ impl BenchTablet {
             self.add(&mut row, result.add);
             self.store.install(&row)?;
         }
-        // Maps of removed files stay valid for whoever reads them.
-        for path in &result.remove {
-            let removed = Path::parse(path).map(|path| self.objects.remove(&path));
-            debug_assert!(matches!(removed, Ok(Ok(()))), "the bench's own file");
-        }
+        self.collect(result.remove);
         Ok(())
+    }
+
+    /// Removes files that are named no more, once no view reads them.
+    fn collect(&self, unnamed: Vec<String>) {
+        let mut garbage = self.garbage.lock();
+        garbage.extend(unnamed);
+        let pinned = self.store.pinned_files();
+        garbage.retain(|path| {
+            let removed =
+                !pinned.contains(path) && Path::parse(path).is_ok_and(|path| self.objects.remove(&path).is_ok());
+            !removed
+        });
     }
 
     /// Flushes all and merges all files into one, after what runs.
