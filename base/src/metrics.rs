@@ -22,6 +22,8 @@ impl Metrics {
 
     /// Registers a clone of `metric` under `name` and returns it. `help` is one sentence.
     pub fn register<M: Metric + Clone>(&self, name: &str, help: &str, metric: M) -> M {
+        // The encoder ends the help with a full stop of its own.
+        let help = help.strip_suffix('.').unwrap_or(help);
         self.0.lock().register(name, help, metric.clone());
         metric
     }
@@ -56,5 +58,6 @@ mod tests {
         let appends: Counter = metrics.register("uruk_base_appends", "Appends so far.", Counter::default());
         appends.inc();
         assert!(metrics.encode().contains("uruk_base_appends_total 1"));
+        assert!(metrics.encode().contains("# HELP uruk_base_appends Appends so far.\n"), "{}", metrics.encode());
     }
 }
