@@ -339,7 +339,8 @@ impl Plan<'_> {
     }
 
     /// A queued file goes once every live server has sent a report that was surely gathered after it was
-    /// seen in the queue, and none says in its last one that it still reads the file.
+    /// seen in the queue, and none says in its last one that it still reads the file. Files that were tried
+    /// longest ago come first, so that some that cannot be deleted do not hold up the others.
     fn files(&mut self) {
         let live = self.state.servers.live();
         let pinned: BTreeSet<&str> =
@@ -349,8 +350,11 @@ impl Plan<'_> {
             let asked = live.iter().all(|server| self.volatile.has_reported_since(*server, told));
             asked && !pinned.contains(path)
         };
-        let entries = self.state.deletions.entries().iter();
-        let unread = entries.filter(|(entry, path)| is_unread(entry, path));
+        let entries = self.state.deletions.entries();
+        let tried = self.volatile.deletion_tried;
+        let untried = entries.range(tried.map_or(0, |tried| tried + 1)..);
+        let in_turn = untried.chain(tried.into_iter().flat_map(|tried| entries.range(..=tried)));
+        let unread = in_turn.filter(|(entry, path)| is_unread(entry, path));
         let files: Vec<_> =
             unread.map(|(entry, path)| (*entry, path.clone())).take(self.tuning.delete_files_max).collect();
         if !files.is_empty() {

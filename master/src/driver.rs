@@ -83,13 +83,7 @@ fn step(shared: &Arc<Shared>, term: Term) -> Duration {
         volatile.follow(state, now.moment);
         let actions = plan(state, &volatile, &shared.tuning, now);
         for action in &actions {
-            volatile.begin(action.key(), now.moment);
-            match action {
-                // Before it is tried: a renewal that arrives from now on is too late.
-                Action::DeclareDead(server) => volatile.leases.condemn(*server),
-                Action::Sweep => volatile.swept = Some(now.moment),
-                _ => {}
-            }
+            volatile.begin(action, now.moment);
         }
         update_metrics(shared, state, &mut volatile);
         (actions, next_look(&volatile, now.moment))

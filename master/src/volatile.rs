@@ -8,7 +8,7 @@ use uruk_base::Moment;
 use uruk_proto::limits::REPORTS_IN_FLIGHT_MAX;
 use uruk_proto::{Epoch, ServerId, TabletId, master};
 
-use crate::assign::ActionKey;
+use crate::assign::{Action, ActionKey};
 use crate::lease::Leases;
 use crate::state::State;
 use crate::state::row::MetaRow;
@@ -35,6 +35,8 @@ pub struct Volatile {
     pub told: BTreeMap<ServerId, u64>,
     /// For each entry of the deletion queue, what the live servers had told when it was first seen.
     pub unnamed_at: BTreeMap<u64, Arc<Told>>,
+    /// The entry of the deletion queue that was tried last.
+    pub deletion_tried: Option<u64>,
     /// When the sweep for orphans started last; None: not since the election.
     pub swept: Option<Moment>,
     /// Recoveries whose duration was measured, or that were served before this node was elected.
@@ -95,6 +97,7 @@ impl Volatile {
             opening_since: BTreeMap::new(),
             told: BTreeMap::new(),
             unnamed_at: BTreeMap::new(),
+            deletion_tried: None,
             swept: None,
             measured: BTreeSet::new(),
             elected: Moment::default(),
@@ -201,7 +204,15 @@ impl Volatile {
     }
 
     /// The action is under way from now on.
-    pub fn begin(&mut self, key: ActionKey, now: Moment) {
+    pub fn begin(&mut self, action: &Action, now: Moment) {
+        let key = action.key();
+        match action {
+            // Before it is tried: a renewal that arrives from now on is too late.
+            Action::DeclareDead(server) => self.leases.condemn(*server),
+            Action::DeleteFiles(entries) => self.deletion_tried = entries.last().map(|(entry, _)| *entry),
+            Action::Sweep => self.swept = Some(now),
+            _ => {}
+        }
         let failures = self.flights.get(&key).map_or(0, |flight| flight.failures);
         self.flights.insert(key, Flight { since: now, failures, state: FlightState::Running });
     }

@@ -4,10 +4,11 @@ mod common;
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use common::World;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uruk_base::data_folder::DataFolderError;
-use uruk_master::{Master, MasterConfig, NoHealth, StartError};
+use uruk_master::{Master, MasterConfig, NoHealth, StartError, StorageHealth, StorageReport};
 use uruk_proto::master::{CreateTableRequest, FamilySchema, GetTableRequest, LocateRequest, StatusRequest};
 use uruk_proto::{ErrorCode, RpcError};
 
@@ -65,6 +66,34 @@ async fn the_pages_show_servers_tables_and_recoveries() {
     let json = world.client().status(status).await.expect("answered").into_inner().json;
     let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
     assert_eq!(json["servers"][0]["server_id"], b.id);
+}
+
+struct Store(StorageReport);
+
+#[async_trait]
+impl StorageHealth for Store {
+    async fn health(&self) -> serde_json::Value {
+        self.0.to_json()
+    }
+}
+
+#[tokio::test]
+async fn copies_that_are_not_counted_yet_are_unknown_not_0() {
+    let world = World::start(600_000).await;
+    for (copies_known, wanted, unwanted) in
+        [(false, "unknown yet</b>chunks", "7</b>chunks"), (true, "7</b>chunks", "unknown yet")]
+    {
+        let report = StorageReport { copies_known, under_replicated: 7, ..StorageReport::default() };
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let mut config = MasterConfig::new(folder.path(), "127.0.0.1:0");
+        config.http_listen = Some("127.0.0.1:0".into());
+        let master = Master::start(&world.env, config, world.storage(), Arc::new(Store(report))).await.expect("starts");
+        // Its one member may not lead yet, and then knows no leader's page to send to.
+        let (status, body) = get(master.http_address().expect("a status page"), "/?here").await;
+        assert_eq!(status, 200, "{body}");
+        assert!(body.contains(wanted) && !body.contains(unwanted), "{body}");
+        master.shutdown().await.expect("no task panicked");
+    }
 }
 
 #[tokio::test]

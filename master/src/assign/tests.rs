@@ -19,6 +19,8 @@
 //! | `late <server> <number> [pinned file]` | a report that was under way for long |
 //! | `told <server> <number>` | the server names its last report number in a commit |
 //! | `trimmable <server> <lsn>` | the server reports that its log is flushed up to there |
+//! | `unname <path> ...` | files are put into the deletion queue, as if commands had un-named them |
+//! | `delete-at-most <files>` | the most files in one deletion |
 //! | `wait <ms>` | time passes |
 //! | `pass <ms>` | time passes, and all live servers renew their leases |
 
@@ -32,7 +34,7 @@ use super::*;
 use crate::command::{Command, CommitFiles, Reply};
 use crate::lease::Leases;
 use crate::state::row::FileRef;
-use crate::state::tests::{create_command, open_all, register};
+use crate::state::tests::{create_command, open_all, register, unname};
 
 struct World {
     state: State,
@@ -121,11 +123,10 @@ impl World {
     fn begin_all(&mut self) {
         let micros = self.now().wall_micros;
         for action in self.plan() {
-            self.volatile.begin(action.key(), self.now().moment);
+            self.volatile.begin(&action, self.now().moment);
             let key = action.key();
             match action {
                 Action::DeclareDead(server) => {
-                    self.volatile.leases.condemn(server);
                     self.apply(Command::DeclareDead { server, how: "lapsed".into(), last_heard_micros: None, micros });
                 }
                 Action::Assign(assignments) => self.apply(Command::Assign { assignments, micros }),
@@ -246,6 +247,11 @@ impl World {
             "trimmable" => {
                 self.report(server(1), master::ServerLoad { log_trim_lsn: number(2), ..Default::default() });
             }
+            "unname" => {
+                unname(&mut self.state, &words[1..]);
+                self.volatile.follow(&self.state, self.now().moment);
+            }
+            "delete-at-most" => self.tuning.delete_files_max = number(1) as usize,
             "wait" => self.ms += number(1),
             "pass" => {
                 let end = self.ms + number(1);
@@ -334,6 +340,11 @@ fn closes_what_is_deleted_or_drained() {
 #[test]
 fn files_go_when_nobody_reads_them() {
     run(include_str!("testdata/files.txt"));
+}
+
+#[test]
+fn files_that_cannot_be_deleted_hold_up_no_others() {
+    run(include_str!("testdata/deleting.txt"));
 }
 
 #[test]

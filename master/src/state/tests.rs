@@ -59,6 +59,11 @@ pub fn assign_all(state: &mut State, server: ServerId) -> Vec<TabletKey> {
     }
 }
 
+/// Puts files into the deletion queue, as if commands had un-named them.
+pub fn unname(state: &mut State, paths: &[&str]) {
+    state.deletions.add_all(paths.iter().map(|path| (*path).into()).collect());
+}
+
 pub fn open_all(state: &mut State, server: ServerId, keys: &[TabletKey]) -> Vec<TabletKey> {
     match state.apply(Command::Opened { server, tablets: keys.to_vec(), micros: 6 }) {
         Reply::Owned(owned) => owned,

@@ -44,6 +44,9 @@ pub struct StorageReport {
     pub under_replicated: u64,
     /// Chunks without any live copy.
     pub unavailable: u64,
+    /// Whether copies are counted: not yet in the first seconds of a chunk store's controller, which then
+    /// tells 0 for `under_replicated` and `unavailable`.
+    pub copies_known: bool,
     /// Copies being made.
     pub copies_in_flight: u64,
     /// Damaged copies found so far.
@@ -125,6 +128,7 @@ impl From<dfs::HealthResponse> for StorageReport {
             open_segments: health.open_segments,
             under_replicated: health.under_replicated,
             unavailable: health.unavailable,
+            copies_known: health.copies_known,
             copies_in_flight: health.copies_in_flight,
             damaged_found: health.damaged_found,
             repaired: health.repaired,

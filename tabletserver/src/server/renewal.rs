@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use uruk_base::Moment;
 use uruk_base::planted::{Planted, is_planted};
+use uruk_proto::limits::REPORTS_IN_FLIGHT_MAX;
 use uruk_proto::master::{RenewLeaseRequest, RenewLeaseResponse};
 use uruk_proto::{ErrorCode, RpcError};
 
@@ -18,8 +19,8 @@ use super::incarnation::Ended;
 use super::lease::LeaseStatus;
 use super::load;
 
-/// Renewals in flight. The master knows it: so many reports may come late.
-const IN_FLIGHT_MAX: usize = 4;
+/// Renewals in flight.
+const IN_FLIGHT_MAX: usize = REPORTS_IN_FLIGHT_MAX as usize;
 /// After a refused or failed renewal the next follows this soon.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
