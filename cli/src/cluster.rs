@@ -1,10 +1,10 @@
 //! A whole cluster of separate processes on this machine: what `dev`, `demo` and `drill` run.
 //!
-//! Every process gets a pipe as its standard input and ends when that pipe closes, so nothing
-//! outlives this process, however it dies. A process that dies is started again with the same ports
+//! Every process gets a pipe as its standard input and ends at once when that pipe closes, so nothing
+//! outlives this process, however it dies; no tablet is moved when all servers end. A process that dies is started again with the same ports
 //! and folder; tablet servers' workers are started again by their own watching parents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use crate::process::{Durability, Ready};
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// A process that died is started again after this time.
 const RESTART_DELAY: Duration = Duration::from_millis(300);
-/// A process that was asked to end is killed after this time.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// A process whose pipe was closed is killed after this time.
+const END_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -85,7 +85,10 @@ pub struct LocalCluster {
     spec: ClusterSpec,
     ports: Ports,
     processes: Arc<Mutex<BTreeMap<String, ProcessInfo>>>,
-    stops: Vec<(String, oneshot::Sender<oneshot::Sender<()>>)>,
+    /// By role, in the order of start.
+    stops: Vec<(&'static str, oneshot::Sender<oneshot::Sender<()>>)>,
+    /// Names of processes that are left dead.
+    held: Arc<Mutex<BTreeSet<String>>>,
     events: mpsc::UnboundedReceiver<ClusterEvent>,
     event_sender: mpsc::UnboundedSender<ClusterEvent>,
     env: Env,
@@ -117,12 +120,15 @@ impl LocalCluster {
             ports,
             processes: Arc::default(),
             stops: Vec::new(),
+            held: Arc::default(),
             events,
             event_sender,
             env: env.clone(),
         };
-        for launch in cluster.launches() {
-            if let Err(error) = cluster.launch(launch).await {
+        let launches = cluster.launches();
+        // Processes of a role start together: members of a group need each other.
+        for group in launches.chunk_by(|a, b| a.role == b.role) {
+            if let Err(error) = cluster.launch(group).await {
                 cluster.stop().await;
                 return Err(error);
             }
@@ -150,6 +156,16 @@ impl LocalCluster {
         self.processes.lock().values().cloned().collect()
     }
 
+    /// Leaves the process dead once it dies, until [`LocalCluster::release`].
+    pub fn hold(&self, name: &str) {
+        self.held.lock().insert(name.to_owned());
+    }
+
+    /// Lets the process be started again.
+    pub fn release(&self, name: &str) {
+        self.held.lock().remove(name);
+    }
+
     /// The next thing that happened to a process.
     pub async fn event(&mut self) -> ClusterEvent {
         self.events.recv().await.expect("the cluster holds a sender itself")
@@ -157,11 +173,16 @@ impl LocalCluster {
 
     /// Ends every process, tablet servers first, and waits for them.
     pub async fn stop(&mut self) {
-        for (_, stop) in self.stops.drain(..).rev() {
-            let (done, wait) = oneshot::channel();
-            if stop.send(done).is_ok() {
-                let _ = wait.await;
+        while let Some((role, _)) = self.stops.last() {
+            let role = *role;
+            let mut waits = Vec::new();
+            while let Some((_, stop)) = self.stops.pop_if(|(other, _)| *other == role) {
+                let (done, wait) = oneshot::channel();
+                if stop.send(done).is_ok() {
+                    waits.push(wait);
+                }
             }
+            futures::future::join_all(waits).await;
         }
     }
 
@@ -204,21 +225,25 @@ impl LocalCluster {
         launches
     }
 
-    async fn launch(&mut self, launch: Launch) -> Result<()> {
-        let running = launch.spawn(&self.env, &self.spec.dir).await?;
-        let name = launch.name.clone();
-        self.processes.lock().insert(name.clone(), running.info.clone());
-        let (stop, stopped) = oneshot::channel();
-        self.stops.push((name, stop));
-        let keeper = Keeper {
-            launch,
-            dir: self.spec.dir.clone(),
-            restart: self.spec.restart,
-            processes: self.processes.clone(),
-            events: self.event_sender.clone(),
-            env: self.env.clone(),
-        };
-        self.env.tasks.spawn_to_end("process keeper", keeper.keep(running, stopped));
+    /// Starts some processes at the same time and waits until each is ready.
+    async fn launch(&mut self, launches: &[Launch]) -> Result<()> {
+        let spawns = launches.iter().map(|launch| launch.spawn(&self.env, &self.spec.dir));
+        let running = futures::future::try_join_all(spawns).await?;
+        for (launch, running) in launches.iter().zip(running) {
+            self.processes.lock().insert(launch.name.clone(), running.info.clone());
+            let (stop, stopped) = oneshot::channel();
+            self.stops.push((launch.role, stop));
+            let keeper = Keeper {
+                launch: launch.clone(),
+                dir: self.spec.dir.clone(),
+                restart: self.spec.restart,
+                processes: self.processes.clone(),
+                held: self.held.clone(),
+                events: self.event_sender.clone(),
+                env: self.env.clone(),
+            };
+            self.env.tasks.spawn_to_end("process keeper", keeper.keep(running, stopped));
+        }
         Ok(())
     }
 }
@@ -311,7 +336,8 @@ struct Launch {
 struct Running {
     child: Child,
     info: ProcessInfo,
-    _stdin: ChildStdin,
+    /// The process ends when this is dropped.
+    stdin: ChildStdin,
 }
 
 impl Launch {
@@ -357,7 +383,7 @@ impl Launch {
             address: ready.address,
             http: ready.http,
         };
-        Ok(Running { child, info, _stdin: stdin })
+        Ok(Running { child, info, stdin })
     }
 }
 
@@ -374,6 +400,7 @@ struct Keeper {
     dir: PathBuf,
     restart: bool,
     processes: Arc<Mutex<BTreeMap<String, ProcessInfo>>>,
+    held: Arc<Mutex<BTreeSet<String>>>,
     events: mpsc::UnboundedSender<ClusterEvent>,
     env: Env,
 }
@@ -412,6 +439,9 @@ impl Keeper {
                     }
                     () = self.env.clock.sleep(RESTART_DELAY) => {}
                 }
+                if self.held.lock().contains(&name) {
+                    continue;
+                }
                 match self.launch.spawn(&self.env, &self.dir).await {
                     Ok(again) => break again,
                     Err(error) => {
@@ -426,15 +456,12 @@ impl Keeper {
         }
     }
 
-    async fn end(&self, mut running: Running) {
-        if let Some(pid) = running.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
-            // It may have died by itself a moment ago.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        if self.env.clock.timeout(END_TIMEOUT, running.child.wait()).await.is_err() {
-            tracing::warn!(process = running.info.name, "does not end when asked; killed");
-            let _ = running.child.start_kill();
-            let _ = running.child.wait().await;
+    async fn end(&self, Running { mut child, info, stdin }: Running) {
+        drop(stdin);
+        if self.env.clock.timeout(END_TIMEOUT, child.wait()).await.is_err() {
+            tracing::warn!(process = info.name, "does not end when asked; killed");
+            let _ = child.start_kill();
+            let _ = child.wait().await;
         }
     }
 }

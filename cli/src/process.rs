@@ -77,7 +77,7 @@ pub async fn serve_until(
 ) -> Result<ExitCode> {
     let outcome = tokio::select! {
         biased;
-        why = supervision.end() => why.map(|why| tracing::info!(why, "ending")),
+        why = supervision.end() => why.map(|why| tracing::info!(%why, "ending")),
         () = env.tasks.cancelled() => Ok(()),
         outcome = component => outcome,
     };
@@ -158,6 +158,24 @@ impl Ready {
     }
 }
 
+/// Why a process should end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It was sent a signal: this process alone is to end.
+    Signal(&'static str),
+    /// Who started it is gone or ends the whole local cluster.
+    SupervisorGone,
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            End::Signal(how) => how,
+            End::SupervisorGone => "the supervisor is gone",
+        })
+    }
+}
+
 /// How a process learns that it should end, besides signals.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Supervision {
@@ -168,11 +186,27 @@ pub struct Supervision {
 
 impl Supervision {
     /// Completes when the process should end; says why.
-    pub async fn end(&self) -> Result<&'static str> {
+    pub async fn end(&self) -> Result<End> {
         tokio::select! {
             biased;
-            signal = crate::runtime::end_signal() => signal,
-            () = crate::runtime::stdin_end(), if self.end_with_stdin => Ok("the supervisor is gone"),
+            () = self.gone() => Ok(End::SupervisorGone),
+            signal = crate::runtime::end_signal() => signal.map(End::Signal),
+        }
+    }
+
+    /// Completes when a process that ends for the `first` reason is asked once more: it should end at once.
+    pub async fn end_again(&self, first: End) -> Result<()> {
+        match first {
+            End::Signal(_) => self.end().await.map(drop),
+            End::SupervisorGone => crate::runtime::end_signal().await.map(drop),
+        }
+    }
+
+    /// Completes when the supervisor is gone, if there is one.
+    pub async fn gone(&self) {
+        match self.end_with_stdin {
+            true => crate::runtime::stdin_end().await,
+            false => std::future::pending().await,
         }
     }
 }

@@ -41,6 +41,14 @@ fn a_stopped_tablet_server_that_wakes_answers_nothing() {
 }
 
 #[test]
+fn a_tablet_server_that_is_asked_to_end_leaves_nothing_to_recover() {
+    let report = drill(&["stop-tabletserver", "--times", "2", "--tablets", "6"]);
+    assert_nothing_lost(&report);
+    assert_eq!((&report["stops"], &report["tablets_recovered"]), (&2.into(), &0.into()), "{report}");
+    assert!(report["unavailable_ms"]["max"].as_u64() < Some(5_000), "{report}");
+}
+
+#[test]
 fn killed_masters_controllers_and_chunk_servers_lose_nothing() {
     let report = drill(&["kill-process", "--times", "2", "--tablets", "6"]);
     assert_nothing_lost(&report);

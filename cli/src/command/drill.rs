@@ -8,10 +8,12 @@ use clap::{Args, Subcommand};
 use crate::command::dev;
 use crate::process::Durability;
 
+mod chaos;
 mod kill_process;
 mod kill_tabletserver;
 mod pause_tabletserver;
 mod stage;
+mod stop_tabletserver;
 
 pub use stage::signal;
 
@@ -22,8 +24,12 @@ pub enum Drill {
     KillTabletserver(kill_tabletserver::Options),
     /// Stop a tablet server (SIGSTOP) for longer than its lease and let it wake
     PauseTabletserver(pause_tabletserver::Options),
+    /// End a tablet server in order (SIGTERM) under load: its tablets move, nobody has to recover them
+    StopTabletserver(stop_tabletserver::Options),
     /// Kill a master, controller, chunk server or watching parent (kill -9) under load
     KillProcess(kill_process::Options),
+    /// Kill, stop and restart processes of every kind at random under a linked-list load
+    Chaos(chaos::Options),
 }
 
 /// What every drill takes.
@@ -66,6 +72,8 @@ pub async fn run(drill: Drill) -> Result<ExitCode> {
     match drill {
         Drill::KillTabletserver(options) => kill_tabletserver::run(options).await,
         Drill::PauseTabletserver(options) => pause_tabletserver::run(options).await,
+        Drill::StopTabletserver(options) => stop_tabletserver::run(options).await,
         Drill::KillProcess(options) => kill_process::run(options).await,
+        Drill::Chaos(options) => chaos::run(options).await,
     }
 }

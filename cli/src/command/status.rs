@@ -69,6 +69,9 @@ pub struct TabletView {
 pub struct RecoveryView {
     pub server_id: u64,
     pub how: String,
+    /// Tablets that it had.
+    #[serde(default)]
+    pub tablets: u64,
     pub timeline: Vec<StepView>,
 }
 

@@ -1,16 +1,20 @@
 //! How long each key range was out: from the kill until a read and a write of it were served again.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use uruk_base::task::TaskPanicked;
 use uruk_base::{Env, Moment};
 use uruk_client::{Mutation, ReadOptions, Table};
 
 /// A probe that failed is repeated after this.
 const RETRY_DELAY: Duration = Duration::from_millis(3);
+/// A range that is served is probed again after this.
+const PROBE_PAUSE: Duration = Duration::from_millis(20);
 /// The column that probes write.
 const QUALIFIER: &[u8] = b"probe";
 
@@ -64,6 +68,42 @@ pub async fn probe(
     drop(done);
     let _ = all_done.recv().await;
     result.lock().clone()
+}
+
+/// Writes and reads one row in each range over and over until `until` completes; returns the longest time that
+/// a range was not served, and what `until` told.
+pub async fn longest_gap<T>(
+    env: &Env,
+    table: &Table,
+    family: &'static str,
+    keys: Vec<Bytes>,
+    until: impl Future<Output = T>,
+) -> Result<(Duration, T), TaskPanicked> {
+    let begun = env.clock.now();
+    // By range: when it was served last, and the longest gap before.
+    let start = keys.iter().map(|key| (key.clone(), (begun, Duration::ZERO))).collect();
+    let gaps: Arc<Mutex<BTreeMap<Bytes, (Moment, Duration)>>> = Arc::new(Mutex::new(start));
+    let tasks = env.tasks.child();
+    for key in keys {
+        let (env, table, gaps) = (env.clone(), table.clone(), gaps.clone());
+        tasks.spawn("probe", async move {
+            loop {
+                probe_one(&env, &table, family, &key, begun).await;
+                let now = env.clock.now();
+                if let Some((served, longest)) = gaps.lock().get_mut(&key) {
+                    *longest = now.saturating_since(*served).max(*longest);
+                    *served = now;
+                }
+                env.clock.sleep(PROBE_PAUSE).await;
+            }
+        });
+    }
+    let told = until.await;
+    tasks.shutdown().await?;
+    let now = env.clock.now();
+    let gaps = gaps.lock();
+    let longest = gaps.values().map(|(served, longest)| now.saturating_since(*served).max(*longest)).max();
+    Ok((longest.unwrap_or_default(), told))
 }
 
 async fn probe_one(

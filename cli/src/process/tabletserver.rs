@@ -3,10 +3,15 @@
 //! The parent starts the worker with a new nonce, waits for its death, reports it to the masters (so
 //! that nobody has to wait for the lease to run out), and starts the next one. Without the parent the
 //! worker serves on; then a death is noticed by its lease alone.
+//!
+//! SIGTERM or Ctrl-C is a planned end: the worker flushes and releases its tablets first, so that nobody
+//! has to recover them. A second one, to the parent, ends both at once; so does the end of the local
+//! cluster that started them.
 
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,10 +21,12 @@ use uruk_base::Env;
 use uruk_tabletserver::server::parent::{self, ParentConfig};
 use uruk_tabletserver::server::{Storage, TabletServer, TabletServerConfig};
 
-use super::{Durability, Ready, Supervision, dfs_client, merge, parse_addresses, read_toml, required};
+use super::{Durability, End, Ready, Supervision, dfs_client, merge, parse_addresses, read_toml, required};
 
-/// A worker that was asked to end is killed after this.
-const WORKER_STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// A worker that was asked to end is killed after this: what it has to give up its tablets, and a little.
+const WORKER_STOP_TIMEOUT: Duration = Duration::from_secs(12);
+/// When there is nobody to give tablets to, the worker ends within this time whatever it still does.
+const END_AT_ONCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Run a tablet server (a watching parent and its worker).
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -135,6 +142,7 @@ async fn serve(
         config.nonce = env.random.u64();
     }
     let parent_pid = config.parent_pid;
+    let has_parent = parent_pid != 0;
     let dfs = dfs_client(&env, &controllers, durability).await?;
     let objects = dfs.object_store();
     let storage = Storage {
@@ -149,9 +157,24 @@ async fn serve(
     let code = tokio::select! {
         biased;
         why = supervision.end() => {
-            tracing::info!(why = why?, "ending");
-            server.shutdown().await?;
-            ExitCode::SUCCESS
+            let why = why?;
+            tracing::info!(%why, "ending");
+            if why != End::SupervisorGone {
+                tokio::select! {
+                    biased;
+                    () = asked_again(&supervision, why, has_parent) => tracing::warn!("ending at once"),
+                    stopped = server.stop() => stopped?,
+                }
+            }
+            // What is left to wait for is of no use to anybody.
+            let end = async {
+                server.shutdown().await?;
+                env.tasks.shutdown().await
+            };
+            if let Ok(ended) = env.clock.timeout(END_AT_ONCE_TIMEOUT, end).await {
+                ended?;
+            }
+            return Ok(ExitCode::SUCCESS);
         }
         why = server.wait() => {
             tracing::warn!(%why, "this incarnation is over");
@@ -160,6 +183,20 @@ async fn serve(
     };
     env.tasks.shutdown().await?;
     Ok(code)
+}
+
+/// Completes when the worker's planned end should be cut short. A signal to a terminal or a group of
+/// processes reaches both worker and parent, which passes it on: two are one then, and the parent
+/// kills the worker when it is asked again itself.
+async fn asked_again(supervision: &Supervision, first: End, has_parent: bool) {
+    match has_parent {
+        true => supervision.gone().await,
+        false => {
+            if supervision.end_again(first).await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
 }
 
 /// The watching parent.
@@ -180,13 +217,34 @@ async fn watch(config: TabletServerConfig, supervision: Supervision) -> Result<E
         command
     };
     let settings = ParentConfig { masters: config.masters, restart: true, stop_timeout: WORKER_STOP_TIMEOUT };
-    let ender = env.clone();
-    env.tasks.spawn("end on request", async move {
-        if supervision.end().await.is_ok() {
-            ender.tasks.cancel();
+    let worker = AtomicU32::new(0);
+    let started = |pid| {
+        worker.store(pid, Ordering::Relaxed);
+        tracing::info!(pid, "worker started");
+    };
+    let mut run = std::pin::pin!(parent::run(&env, settings, command, started));
+    let end = tokio::select! {
+        biased;
+        end = &mut run => end,
+        why = supervision.end() => {
+            let why = why?;
+            tracing::info!(%why, "ending");
+            env.tasks.cancel();
+            tokio::select! {
+                biased;
+                end = &mut run => end,
+                again = supervision.end_again(why) => {
+                    again?;
+                    tracing::warn!("asked to end again: killing the worker");
+                    // Until `run` has waited for it, the pid is the worker's and nobody else's.
+                    if let Some(pid) = rustix::process::Pid::from_raw(worker.load(Ordering::Relaxed) as i32) {
+                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                    }
+                    run.await
+                }
+            }
         }
-    });
-    let end = parent::run(&env, settings, command, |pid| tracing::info!(pid, "worker started")).await;
+    };
     env.tasks.shutdown().await?;
     let end = end?;
     tracing::info!(how = end.how, "the last worker has ended");
