@@ -3,7 +3,7 @@
 //! | length | means |
 //! |---|---|
 //! | `length` | whole valid frames in the file, as far as the page cache |
-//! | `acked` | what may be acknowledged: synced (fsync mode) or written (replicated mode) |
+//! | `acked` | held: synced (fsync mode) or written (replicated mode); acknowledged unless there is a fence |
 //! | `committed` | what the writer said that enough members acknowledged |
 //!
 //! Invariants:
@@ -12,7 +12,8 @@
 //!    restart the watermark is at least every length that was acknowledged (after a loss of power,
 //!    at least every length acknowledged before the last sync).
 //! 3. Appends and the fence hold `content`; once `fence_wanted` is set, no append passes, and the
-//!    fence's answer is made before `content` is free again (I3).
+//!    fence's answer is made before `content` is free again (I3). By then the replica is `closed`: a
+//!    completion may still raise `acked`, and the writer is not told of it (`acknowledging.rs`).
 //! 4. A fence is answered only after the meta file that names it was replaced and synced (I4).
 //! 5. A failed sync sets `sync.failed` before anything else can ask for a sync, ends the process,
 //!    and is recorded in the meta file as far as the disk still allows (I9). A replica so marked
@@ -45,12 +46,14 @@ use crate::format::replica_file::{
 };
 use crate::format::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentKey, check_frames};
 
+mod acknowledging;
 mod fencing;
 mod loading;
 mod reading;
 mod sealing;
 mod syncing;
 
+pub(super) use self::acknowledging::Acknowledgements;
 pub(super) use self::fencing::FenceAnswer;
 pub(super) use self::sealing::Completion;
 #[cfg(test)]
@@ -82,7 +85,7 @@ pub(super) struct Replica {
     length: watch::Sender<u64>,
     acked: watch::Sender<u64>,
     committed: AtomicU64,
-    /// Ends the syncing task.
+    /// Ends the syncing task and the acknowledgements.
     closed: watch::Sender<bool>,
     glance: Mutex<Glance>,
 }
@@ -159,7 +162,8 @@ impl Replica {
         self.committed.load(Ordering::Relaxed)
     }
 
-    /// What may be acknowledged, as it grows.
+    /// What is held, as it grows. For the writer: [`Replica::acknowledgements`].
+    #[cfg(test)]
     pub(super) fn acked(&self) -> watch::Receiver<u64> {
         self.acked.subscribe()
     }

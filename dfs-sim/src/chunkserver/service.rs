@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use uruk_proto::dfs::chunk_server_server::ChunkServer;
@@ -22,7 +22,7 @@ use super::Core;
 use super::block_reader::BlockReader;
 use super::chunk_store::ChunkWriter;
 use super::error::StoreError;
-use super::replica::{Completion, FenceAnswer, OpenAppend, Replica};
+use super::replica::{Acknowledgements, Completion, FenceAnswer, OpenAppend, Replica};
 use crate::format::replica_file::Mode;
 
 /// Bytes of data in one message of a read; a multiple of the checksum block.
@@ -226,7 +226,8 @@ async fn receive_chunk(
     }
 }
 
-/// Takes appends in order, and acknowledges what is held whenever that grows.
+/// Takes appends in order, and acknowledges what is held whenever that grows. Ends with `Fenced` when
+/// the replica is fenced or sealed, also when the writer has nothing to send.
 async fn append_stream(
     core: Arc<Core>,
     mut inbound: Streaming<AppendRequest>,
@@ -234,17 +235,17 @@ async fn append_stream(
 ) -> Result<(), StoreError> {
     let Some(first) = next(&core, &mut inbound).await? else { return Ok(()) };
     let replica = open_replica(&core, &first).await?;
-    let mut acked = replica.acked();
-    answer(answers, &mut acked).await;
+    let mut acks = replica.acknowledgements();
+    answer(answers, &replica, &mut acks).await?;
     let mut sent = take_append(&replica, first).await?;
     loop {
         tokio::select! {
             biased;
-            changed = acked.changed() => {
-                if changed.is_err() {
+            there = acks.changed() => {
+                if !there {
                     return Ok(());
                 }
-                answer(answers, &mut acked).await;
+                answer(answers, &replica, &mut acks).await?;
             }
             () = answers.closed() => return Ok(()),
             message = inbound.message() => match message {
@@ -259,16 +260,16 @@ async fn append_stream(
         core.host.check()?;
     }
     // The writer has said all; it still waits for its acknowledgements.
-    while *acked.borrow_and_update() < sent {
+    while acks.length().is_none_or(|length| length < sent) {
+        answer(answers, &replica, &mut acks).await?;
         tokio::select! {
             biased;
             reason = core.host.failed() => return Err(StoreError::Ending(reason)),
-            // A cut at the seal may lower what is acknowledged: then only the writer's leaving ends this.
             () = answers.closed() => return Ok(()),
-            _ = acked.changed() => answer(answers, &mut acked).await,
+            _ = acks.changed() => {}
         }
     }
-    Ok(())
+    answer(answers, &replica, &mut acks).await
 }
 
 async fn open_replica(core: &Core, first: &AppendRequest) -> Result<Arc<Replica>, StoreError> {
@@ -293,11 +294,19 @@ async fn take_append(replica: &Replica, message: AppendRequest) -> Result<u64, S
     Ok(end)
 }
 
-async fn answer(answers: &mpsc::Sender<Result<AppendResponse, Status>>, acked: &mut watch::Receiver<u64>) {
-    let Ok(place) = answers.reserve().await else { return }; // the writer is gone
+async fn answer(
+    answers: &mpsc::Sender<Result<AppendResponse, Status>>,
+    replica: &Replica,
+    acks: &mut Acknowledgements,
+) -> Result<(), StoreError> {
+    let Ok(place) = answers.reserve().await else { return Ok(()) }; // the writer is gone
     // Read as late as possible: one answer covers all that was synced while the last ones waited.
-    let length = *acked.borrow_and_update();
+    let Some(length) = acks.length() else {
+        drop(place);
+        return Err(replica.ended().await);
+    };
     place.send(Ok(AppendResponse { length }));
+    Ok(())
 }
 
 async fn complete_segment(core: Arc<Core>, mut inbound: Streaming<CompleteSegmentRequest>) -> Result<u64, StoreError> {

@@ -103,7 +103,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Nothing is appended any more: the syncing task ends.
+    /// Nothing is appended or acknowledged any more: the syncing task and the writer's streams end.
     pub(super) fn close(&self, content: &mut Content) {
         if content.open {
             content.open = false;

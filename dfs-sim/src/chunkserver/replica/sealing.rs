@@ -94,7 +94,7 @@ impl Replica {
         Ok(())
     }
 
-    fn fenced(&self, content: &Content) -> StoreError {
+    pub(super) fn fenced(&self, content: &Content) -> StoreError {
         StoreError::Fenced { segment: self.id, fence: content.fence_wanted }
     }
 

@@ -157,8 +157,42 @@ async fn a_fence_ends_the_stream_of_a_living_writer() {
     let fence = FenceRequest { segment_id: 9, server_id: 4, recovery: 7 };
     let answer = rig.client.clone().fence(fence).await.expect("answers").into_inner();
     assert_eq!(answer.length, writer.length);
-    writer.send(b"too late").await;
-    assert_eq!(writer.refusal().await, ErrorCode::Fenced);
+    assert_eq!(writer.refusal().await, ErrorCode::Fenced, "although it sends nothing");
+    let late = Writer::open(&rig, open(9, 4)).await.refusal().await;
+    assert_eq!(late, ErrorCode::Fenced, "and there is no other one");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_completion_after_a_fence_acknowledges_nothing_to_the_old_writer() {
+    let rig = Rig::start(4).await;
+    let mut writer = Writer::open(&rig, open(10, 4)).await;
+    for i in 0..2 {
+        writer.send(&[i; 1000]).await;
+    }
+    writer.flush().await.expect("acknowledged");
+    let fence = FenceRequest { segment_id: 10, server_id: 4, recovery: 7 };
+    let fenced = rig.client.clone().fence(fence).await.expect("answers").into_inner().length;
+    assert_eq!(fenced, writer.length);
+    let rest = (2..5).fold(BytesMut::new(), |mut rest, i| {
+        rest.extend_from_slice(&frame(10, fenced + rest.len() as u64, &[i; 1000]));
+        rest
+    });
+    let length = fenced + rest.len() as u64;
+    let durability = Durability::Fsync as i32;
+    let header =
+        CompleteSegmentHeader { segment_id: 10, recovery: 7, offset: fenced, length, create: false, durability };
+    let messages = [CompleteSegmentRequest { header: Some(header), data: rest.freeze() }];
+    let completed = rig.client.clone().complete_segment(stream::iter(messages)).await.expect("completes");
+    assert_eq!(completed.into_inner().length, length);
+    let told = loop {
+        match writer.acks.message().await {
+            Ok(Some(ack)) => assert!(ack.length <= fenced, "{} acknowledged, fenced at {fenced}", ack.length),
+            Ok(None) => panic!("the stream ends without a reason"),
+            Err(status) => break RpcError::from(status).code,
+        }
+    };
+    assert_eq!(told, ErrorCode::Fenced, "also without another append");
     rig.stop().await;
 }
 

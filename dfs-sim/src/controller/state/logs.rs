@@ -10,8 +10,9 @@
 //! | SEALED | done if this roll sealed it, else fenced | done: the caller reads the result | done |
 //!
 //! An equal r is taken for the retry that it is. Should two recoverers ever pick the same r, they
-//! share the fence: nothing is acknowledged after it, each finds a length that covers every
-//! acknowledged byte, and the compare-and-set still lets only one of them decide.
+//! share the fence: a member acknowledges nothing beyond the length that it returned first, not even
+//! what a completion under that r makes durable (I3, `chunkserver/replica/acknowledging.rs`). So each
+//! finds a length that covers every acknowledged byte, and SEALED still lets only one of them decide.
 
 use std::collections::BTreeMap;
 
