@@ -3,7 +3,7 @@
 //! Invariants: (1) bytes come out in order, each exactly once, none from beyond the range; (2) what a
 //! chunk server sends passed its checksum there; the caller may find more (a frame, a whole chunk)
 //! and then calls [`ChunkReader::blame`]; (3) a round over all known replicas without progress is
-//! followed by a look at where replicas are now, until the deadline.
+//! followed by a look at where replicas are now, until the deadline or the word that nobody holds it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -29,10 +29,21 @@ pub struct Target {
     pub recovery: u64,
 }
 
-/// Says where replicas are now. None: there is no such chunk any more.
+/// Where replicas are now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Located {
+    /// At these addresses; none: at a server that is not heard of, perhaps.
+    At(Vec<String>),
+    /// Nowhere: all servers have said so or are dead.
+    Lost,
+    /// There is no such chunk any more.
+    Deleted,
+}
+
+/// Says where replicas are now.
 #[async_trait]
 pub trait Locate: Send + Sync {
-    async fn locate(&self) -> Result<Option<Vec<String>>, CallError>;
+    async fn locate(&self) -> Result<Located, CallError>;
 }
 
 /// Why a read ended without all of its bytes.
@@ -47,6 +58,9 @@ pub enum ReadError {
     /// No replica answers.
     #[error("{0}")]
     Unavailable(String),
+    /// Waiting does not help, unless a dead server comes back.
+    #[error("{0}: no live server holds it")]
+    Lost(String),
 }
 
 pub struct ChunkReader {
@@ -206,8 +220,9 @@ impl ChunkReader {
         }
         self.rounds += 1;
         match self.locate.locate().await {
-            Ok(Some(addresses)) => self.candidates = self.shared.suspects.order(&addresses).into(),
-            Ok(None) => return Err(ReadError::Deleted(self.name())),
+            Ok(Located::At(addresses)) => self.candidates = self.shared.suspects.order(&addresses).into(),
+            Ok(Located::Lost) => return Err(self.lost()),
+            Ok(Located::Deleted) => return Err(ReadError::Deleted(self.name())),
             Err(error) => self.last_error = Some(("controller".into(), error.into())),
         }
         Ok(())
@@ -221,7 +236,15 @@ impl ChunkReader {
             (None, Some((address, error))) => {
                 ReadError::Unavailable(format!("{name} at offset {at}: {address}: {error}"))
             }
-            (None, None) => ReadError::Unavailable(format!("{name}: no live server holds it")),
+            (None, None) => ReadError::Unavailable(format!("{name}: no live server holds it; some are not heard of")),
+        }
+    }
+
+    /// Damage is the better reason: the controller does not count damaged replicas.
+    fn lost(&self) -> ReadError {
+        match self.corrupt {
+            Some(_) => self.give_up(),
+            None => ReadError::Lost(self.name()),
         }
     }
 

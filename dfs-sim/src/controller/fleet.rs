@@ -286,6 +286,16 @@ impl Fleet {
         self.servers.values().all(|s| s.reported) || now.saturating_since(self.elected_at) >= self.config.repair_grace
     }
 
+    /// Whether no server may hold more than is known here: each has reported since the election and is
+    /// heard of, or is dead. A silent one may hold what was written shortly before.
+    pub fn are_all_heard(&self, now: Moment) -> bool {
+        self.servers.values().all(|status| match self.phase_of(status, now) {
+            Phase::Live => status.reported,
+            Phase::Silent => false,
+            Phase::Dead => true,
+        })
+    }
+
     /// Pieces whose wanted copies changed.
     pub fn touch(&mut self, pieces: impl IntoIterator<Item = PieceId>) {
         self.dirty.extend(pieces);

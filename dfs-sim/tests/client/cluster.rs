@@ -117,6 +117,14 @@ impl Cluster {
         self.start_server(index).await;
     }
 
+    /// Deletes all chunks of a server that is stopped, as a loss of power does to what was not synced.
+    pub fn lose_chunks(&self, index: usize) {
+        let folder = self.folder.path().join(format!("chunks-{index}/chunks"));
+        for entry in std::fs::read_dir(folder).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    }
+
     /// Flips one bit near the end of every commit-log replica of a server that is stopped.
     pub fn damage_logs(&self, index: usize) {
         let folder = self.folder.path().join(format!("chunks-{index}/segments"));

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use uruk_base::lost_file::is_lost;
 use uruk_dfs_sim::client::Durability;
 
 use super::cluster::{Cluster, eventually};
@@ -132,6 +133,27 @@ async fn a_file_deleted_by_another_client_is_not_found_in_the_end() {
     assert!(matches!(ours.head(&path).await, Err(Error::NotFound { .. })));
     // The look above also made the cache forget it.
     assert!(matches!(ours.get(&path).await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_read_of_a_lost_file_fails_at_once_when_all_servers_are_heard_of() {
+    let mut cluster = Cluster::start(3).await;
+    // A client that would wait for as long as the test may run.
+    let store = cluster.client_with(|c| c.read_deadline_ms = 600_000).object_store();
+    let path = Path::from("lost");
+    store.put(&path, content(1_000).into()).await.unwrap();
+    cluster.stop_controller().await;
+    for index in 0..3 {
+        cluster.stop_server(index).await;
+        cluster.lose_chunks(index);
+    }
+    cluster.start_controller().await;
+    for index in 0..3 {
+        cluster.start_server(index).await;
+    }
+    let read = async { store.get(&path).await.unwrap().bytes().await };
+    let error = tokio::time::timeout(super::cluster::PATIENCE, read).await.expect("at once").expect_err("lost");
+    assert!(is_lost(&error) && error.to_string().contains("no live server holds it"), "{error}");
 }
 
 #[tokio::test]

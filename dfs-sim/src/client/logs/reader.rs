@@ -14,7 +14,7 @@ use uruk_base::commit_log::{LogError, LogId, LogRecord, Lsn, SealedLog};
 use uruk_proto::ErrorCode;
 use uruk_proto::dfs::{LogInfo, SegmentInfo};
 
-use super::super::chunk_reader::{ChunkReader, Locate, ReadError, Target};
+use super::super::chunk_reader::{ChunkReader, Locate, Located, ReadError, Target};
 use super::super::connection::Shared;
 use super::super::error::CallError;
 use super::{get_log, refused, sealed_length};
@@ -181,6 +181,7 @@ impl SegmentReader {
             ReadError::Deleted(_) => LogError::Trimmed(self.id, at),
             ReadError::Corrupt(what) => LogError::Corrupt { log: self.id, lsn: at, what },
             ReadError::Unavailable(what) => LogError::Unavailable(self.id, what),
+            ReadError::Lost(_) => LogError::Unavailable(self.id, error.to_string()),
         })
     }
 }
@@ -193,10 +194,13 @@ struct SegmentLocate {
 
 #[async_trait]
 impl Locate for SegmentLocate {
-    async fn locate(&self) -> Result<Option<Vec<String>>, CallError> {
+    async fn locate(&self) -> Result<Located, CallError> {
         match get_log(&self.shared, self.id).await {
-            Ok(log) => Ok(log.segments.iter().find(|s| s.segment_id == self.segment_id).map(|s| s.addresses.clone())),
-            Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
+            Ok(log) => Ok(match log.segments.into_iter().find(|s| s.segment_id == self.segment_id) {
+                Some(segment) => Located::At(segment.addresses),
+                None => Located::Deleted,
+            }),
+            Err(error) if error.code() == ErrorCode::NotFound => Ok(Located::Deleted),
             Err(error) => Err(error),
         }
     }

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use object_store::path::Path;
 use object_store::{Error, ObjectMeta};
+use uruk_base::lost_file::LostFile;
 use uruk_proto::dfs::FileInfo;
 use uruk_proto::{ErrorCode, RpcError};
 
@@ -23,6 +24,10 @@ pub fn from_call(location: &Path, error: CallError) -> Error {
 pub fn from_read(location: &Path, error: ReadError) -> Error {
     match &error {
         ReadError::Deleted(_) => Error::NotFound { path: location.to_string(), source: error.into() },
+        ReadError::Lost(_) => {
+            let lost = LostFile { path: location.to_string(), what: error.to_string() };
+            Error::Generic { store: STORE, source: Box::new(lost) }
+        }
         ReadError::Corrupt(_) | ReadError::Unavailable(_) => {
             Error::Generic { store: STORE, source: format!("{location}: {error}").into() }
         }

@@ -11,7 +11,7 @@ use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, Result};
 use uruk_proto::ErrorCode;
 use uruk_proto::dfs::{ChunkInfo, FileInfo};
 
-use super::super::chunk_reader::{ChunkReader, Locate, Target};
+use super::super::chunk_reader::{ChunkReader, Locate, Located, Target};
 use super::super::connection::Shared;
 use super::super::error::CallError;
 use super::errors;
@@ -178,10 +178,14 @@ struct FileLocate {
 
 #[async_trait]
 impl Locate for FileLocate {
-    async fn locate(&self) -> Result<Option<Vec<String>>, CallError> {
+    async fn locate(&self) -> Result<Located, CallError> {
         match self.shared.fetch_file(&self.path).await {
-            Ok(file) => Ok(file.chunks.iter().find(|c| c.chunk_id == self.chunk_id).map(|c| c.addresses.clone())),
-            Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
+            Ok(file) => Ok(match file.chunks.iter().find(|c| c.chunk_id == self.chunk_id) {
+                Some(chunk) if chunk.lost => Located::Lost,
+                Some(chunk) => Located::At(chunk.addresses.clone()),
+                None => Located::Deleted,
+            }),
+            Err(error) if error.code() == ErrorCode::NotFound => Ok(Located::Deleted),
             Err(error) => Err(error),
         }
     }

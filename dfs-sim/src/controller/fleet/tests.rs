@@ -538,3 +538,18 @@ fn whether_copies_lack_is_unknown_until_every_piece_was_looked_at() {
     assert!(store.fleet.enter(TERM + 1, store.now, &store.state));
     assert!(!store.fleet.is_counted(), "another leader's count");
 }
+
+#[test]
+fn all_are_heard_once_each_has_reported_and_none_is_silent_but_the_dead() {
+    let mut store = Store::new(3);
+    assert!(!store.fleet.are_all_heard(store.now), "nobody has reported yet");
+    store.report_all(&[]);
+    assert!(store.fleet.are_all_heard(store.now));
+    store.pass(5, &[3]);
+    assert!(!store.fleet.are_all_heard(store.now), "a silent one may hold what was written shortly before");
+    store.fleet.registered(ChunkServerId(1), 2);
+    store.pass(10, &[3]);
+    assert!(!store.fleet.are_all_heard(store.now), "a new process has not said what it holds");
+    store.report(1, Report { full: true, ..report() });
+    assert!(store.fleet.are_all_heard(store.now), "a dead one is not waited for");
+}

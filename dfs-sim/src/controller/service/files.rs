@@ -149,7 +149,8 @@ impl Core {
                     let unavailable = RpcError::new(ErrorCode::Unavailable, message);
                     return Err(RpcError { retry_after_ms: RETRY_SOON_MS, ..unavailable });
                 }
-                info.chunks.push(ChunkInfo { chunk_id: id.0, bytes: chunk.bytes, crc: chunk.crc, addresses });
+                let lost = addresses.is_empty() && fleet.are_all_heard(now);
+                info.chunks.push(ChunkInfo { chunk_id: id.0, bytes: chunk.bytes, crc: chunk.crc, addresses, lost });
             }
             Ok(info)
         })?

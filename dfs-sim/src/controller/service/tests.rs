@@ -362,6 +362,25 @@ async fn a_deleted_files_chunks_are_deleted_and_a_damaged_copy_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_chunk_that_nobody_holds_is_called_lost_once_all_have_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let patient = Duration::from_secs(60);
+    let config = ControllerConfig { silent_after: patient, repair_grace: 2 * patient, ..config(folder.path()) };
+    let store = start(config.clone()).await;
+    store.servers(3, &[]).await;
+    store.put("gone").await;
+    store.stop().await;
+    let store = start(config).await; // and the claims of the commit are forgotten
+    assert_eq!(store.file("gone").await.unwrap_err().code, ErrorCode::Unavailable, "nobody has reported");
+    store.servers(2, &[]).await;
+    assert_eq!(store.file("gone").await.unwrap_err().code, ErrorCode::Unavailable, "the third one may hold it");
+    store.servers(3, &[]).await;
+    let file = store.file("gone").await.expect("is known");
+    assert!(file.chunks[0].lost && file.chunks[0].addresses.is_empty(), "{file:?}");
+    store.stop().await;
+}
+
+#[tokio::test]
 async fn requests_that_cannot_be_right_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = start(config(folder.path())).await;

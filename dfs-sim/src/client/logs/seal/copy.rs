@@ -16,7 +16,7 @@ use uruk_base::commit_log::LogId;
 use uruk_proto::dfs::{CompleteSegmentHeader, CompleteSegmentRequest, SegmentInfo};
 use uruk_proto::{ErrorCode, RpcError};
 
-use super::super::super::chunk_reader::{ChunkReader, Locate, Target};
+use super::super::super::chunk_reader::{ChunkReader, Locate, Located, Target};
 use super::super::super::connection::{Lane, Shared};
 use super::super::super::error::CallError;
 use super::decide::Plan;
@@ -175,7 +175,7 @@ struct Holders;
 
 #[async_trait]
 impl Locate for Holders {
-    async fn locate(&self) -> Result<Option<Vec<String>>, CallError> {
-        Ok(None)
+    async fn locate(&self) -> Result<Located, CallError> {
+        Ok(Located::Deleted)
     }
 }
