@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The `uruk` binary of the build that this test belongs to.
 pub fn uruk_binary() -> PathBuf {
@@ -101,12 +102,15 @@ impl Dev {
         uruk_fails(&[args, &["--master", &self.master]].concat())
     }
 
-    /// Ends it as Ctrl-C does, and checks that it ends well.
-    pub fn interrupt(mut self) {
+    /// Ends it as Ctrl-C does, and checks that it ends well; returns how long that took.
+    #[allow(clippy::disallowed_methods)] // real processes, real time
+    pub fn interrupt(mut self) -> Duration {
+        let asked = Instant::now();
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("dev lives");
         let status = self.child.wait().expect("dev ends");
         assert!(status.success(), "dev ends with {status}");
+        asked.elapsed()
     }
 }
 

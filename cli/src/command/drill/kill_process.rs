@@ -38,16 +38,20 @@ pub struct Options {
     /// Which process
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["master", "dfs-controller", "chunkserver"])]
     role: Vec<Role>,
+    /// The killed process stays down for so long, if it does not start again by itself
+    #[arg(long, default_value_t = 0)]
+    down_ms: u32,
 }
 
 /// Runs the drill.
 pub async fn run(options: Options) -> Result<ExitCode> {
     let stage = Stage::set(&options.common, vec![]).await?;
+    let down = Duration::from_millis(u64::from(options.down_ms));
     let mut times = Vec::new();
     let mut failure = None;
     'kills: for turn in 0..options.common.times {
         for role in &options.role {
-            match kill_one(&stage, *role, turn as usize).await {
+            match kill_one(&stage, *role, turn as usize, down).await {
                 Ok(unavailable) => times.push(unavailable.as_millis() as u64),
                 Err(error) => {
                     failure = Some(error);
@@ -92,7 +96,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     }
 }
 
-async fn kill_one(stage: &Stage, role: Role, turn: usize) -> Result<Duration> {
+async fn kill_one(stage: &Stage, role: Role, turn: usize, down: Duration) -> Result<Duration> {
     stage.whole().await?;
     stage.env.clock.sleep(RUN_UP).await;
     let name = match role {
@@ -109,10 +113,13 @@ async fn kill_one(stage: &Stage, role: Role, turn: usize) -> Result<Duration> {
     }
     let victim = processes.get(turn % processes.len().max(1)).with_context(|| format!("no {name} runs"))?;
     let tablets = stage.tablets().await?;
+    stage.cluster.hold(&victim.name);
     let killed = stage.env.clock.now();
     signal(victim.pid, rustix::process::Signal::KILL)?;
     let keys = Stage::probe_keys(&tablets);
     let availability = probe(&stage.env, &stage.table, stage.family(), keys, killed, OUTAGE_LIMIT).await;
+    stage.env.clock.sleep(down.saturating_sub(stage.env.clock.since(killed))).await;
+    stage.cluster.release(&victim.name);
     if let Some(key) = availability.out.first() {
         bail!(
             "{}: {} ranges are not served after {OUTAGE_LIMIT:?}, the first at {key:?}",
