@@ -73,14 +73,18 @@ impl State {
         micros: i64,
     ) -> Applied {
         self.require_live_reporter(server)?;
-        let row = self.owned_row(server, key)?;
+        // Believed also of a tablet that has moved on: a lost file is lost whoever says so, its name never comes
+        // again, and the next owner would find out only after the same wait.
+        let lost: Vec<_> = lost_recovery_files.iter().filter_map(|path| self.recoveries.forget_sorted(path)).collect();
+        let was_news = !lost.is_empty();
+        lost.into_iter().for_each(|path| self.deletions.add(path));
+        let row = match self.owned_row(server, key) {
+            Err(_) if was_news => return Ok(Reply::Done),
+            row => row?,
+        };
         let openings = row.failure.as_ref().map_or(0, |failure| failure.openings);
         match row.state {
             TabletState::Opening(_) => {
-                for path in lost_recovery_files {
-                    let lost = self.recoveries.forget_sorted(path);
-                    lost.into_iter().for_each(|path| self.deletions.add(path));
-                }
                 let failure = Failure { reason, openings: openings + 1, server, micros };
                 self.change_row(key.tablet, |row| {
                     // It was never served under this epoch: nothing of it is in this log.

@@ -230,6 +230,37 @@ fn a_lost_recovery_file_is_sorted_anew() {
 }
 
 #[test]
+fn a_lost_recovery_file_is_believed_also_of_a_tablet_that_has_moved_on() {
+    let (mut state, dead, _) = served();
+    let (slow, next) = (register(&mut state, 2), register(&mut state, 3));
+    kill(&mut state, dead);
+    state.apply(Command::RecordSeal { server: dead, segments: vec![0u64..10; 1], end: 10, micros: 2 });
+    let (path, micros): (Arc<str>, _) = ("recovery/2/1".into(), 3);
+    let sort = Command::RecordSort { log: dead, segment: 0, sorter: slow, path, records: 1, bytes: 1, micros };
+    state.apply(sort);
+    let fail = |key, lost_recovery_files| Command::Fail {
+        server: slow,
+        key,
+        reason: "r".into(),
+        lost_recovery_files,
+        micros: 4,
+    };
+    let late = assign_all(&mut state, slow)[0];
+    // It took too long; while it still tries, the tablet goes to another server.
+    assert_eq!(state.apply(fail(late, vec![])), Reply::Done);
+    let moved = assign_all(&mut state, next);
+    assert_eq!(moved[0].tablet, late.tablet);
+    let before = state.row(late.tablet).unwrap().clone();
+    assert_eq!(state.apply(fail(late, vec!["recovery/2/1".into()])), Reply::Done);
+    assert_eq!(state.row(late.tablet), Some(&before), "the tablet is no longer its business");
+    let again = state.apply(fail(late, vec!["recovery/2/1".into()]));
+    assert!(matches!(again, Reply::Refused(_)), "it says nothing new: {again:?}");
+    assert_eq!(state.deletions.entries().len(), 1);
+    assert!(!state.is_openable(&before), "the file is made anew first");
+    state.check().unwrap();
+}
+
+#[test]
 fn a_commit_is_refused_unless_all_of_it_is_current() {
     let (mut state, server, keys) = served();
     let key = keys[0];

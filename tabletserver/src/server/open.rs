@@ -2,7 +2,8 @@
 //!
 //! Invariants: (1) a tablet is served only after the master has answered that this server owns it;
 //! (2) every slice that the order names is read, or the tablet is reported as failed: nothing is
-//! skipped "anyway"; (3) what cannot be read now is tried again, what is damaged is reported.
+//! skipped "anyway"; (3) what cannot be read now is tried again, what is damaged is reported; (4) a report
+//! names all recovery files that cannot be read: each one found alone would cost a read timeout of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,8 +31,9 @@ use crate::engine::TabletStore;
 
 /// Read from a recovery file's end at first: footer and, nearly always, the whole index.
 const TAIL_BYTES: u64 = 64 << 10;
-/// Slices of one tablet that are read at the same time.
-const SLICES_IN_FLIGHT_MAX: usize = 4;
+/// Slices of one tablet that are read at the same time: nearly always all, so that all which are lost are
+/// found in one read timeout.
+const SLICES_IN_FLIGHT_MAX: usize = 16;
 /// Pause before what could not be read is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -45,19 +47,31 @@ enum OpenError {
     /// Storage does not answer; to be tried again.
     #[error("cannot read {0} now: {1}")]
     Unavailable(String, object_store::Error),
-    /// A recovery file is missing or damaged; it can be made anew from the log.
-    #[error("recovery file {0}: {1}")]
-    LostRecoveryFile(String, String),
+    /// All recovery files that cannot be read; they can be made anew from the log.
+    #[error("{}", .0.iter().map(Unread::to_string).collect::<Vec<_>>().join("; "))]
+    RecoveryFiles(Vec<Unread>),
     /// Something that cannot be made anew.
     #[error("{0}")]
     Damaged(String),
 }
 
-/// The indexes of recovery files, read once for all tablets of an order.
+/// A recovery file that cannot be read.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("recovery file {path}: {why}")]
+struct Unread {
+    path: String,
+    why: String,
+    /// Missing or damaged; else storage does not answer, and may do so later.
+    is_lost: bool,
+}
+
+/// The indexes of recovery files, read once for all tablets of an order. One that cannot be read is so
+/// for all tablets that wait for it, and read again by the next one that asks.
 #[derive(Debug, Default)]
-struct RecoveryFiles(Mutex<BTreeMap<String, Arc<OnceCell<Index>>>>);
+struct RecoveryFiles(Mutex<BTreeMap<String, Arc<IndexCell>>>);
 
 type Index = BTreeMap<TabletId, SliceRef>;
+type IndexCell = OnceCell<Result<Index, Unread>>;
 
 impl Server {
     /// Takes an order; the work goes on in the background.
@@ -94,16 +108,18 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
         // Others may open while this one waits.
         drop(slot);
         match result {
-            Err(OpenError::Unavailable(path, error))
-                if is_recovery_file(&order, &path) && server.env.clock.since(started) >= RECOVERY_FILE_PATIENCE =>
+            // It has to be opened again anyway: those that do not answer go with those that are lost.
+            Err(OpenError::RecoveryFiles(files))
+                if files.iter().any(|file| file.is_lost)
+                    || server.env.clock.since(started) >= RECOVERY_FILE_PATIENCE =>
             {
-                break Err(OpenError::LostRecoveryFile(path, format!("cannot be read: {error}")));
+                break Err(OpenError::RecoveryFiles(files));
             }
-            Err(error @ OpenError::Unavailable(..)) => {
+            Err(error @ (OpenError::Unavailable(..) | OpenError::RecoveryFiles(_))) => {
                 tracing::warn!(tablet = %id, %error, "cannot open the tablet yet");
                 server.env.clock.sleep(RETRY_DELAY).await;
             }
-            result => break result,
+            result @ (Ok(_) | Err(OpenError::Damaged(_))) => break result,
         }
     };
     match result {
@@ -123,17 +139,13 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
             tracing::error!(tablet = %id, %epoch, %error, "tablet cannot be opened");
             server.tablets.abort_opening(id, epoch);
             let lost_recovery_files = match &error {
-                OpenError::LostRecoveryFile(path, _) => vec![path.clone()],
+                OpenError::RecoveryFiles(files) => files.iter().map(|file| file.path.clone()).collect(),
                 OpenError::Unavailable(..) | OpenError::Damaged(_) => vec![],
             };
             let key = TabletKey { tablet_id: row.tablet_id, epoch: row.epoch };
             report_failure(&server, key, error.to_string(), lost_recovery_files).await;
         }
     }
-}
-
-fn is_recovery_file(order: &OpenTablet, path: &str) -> bool {
-    order.recovered.iter().any(|segment| segment.path == path)
 }
 
 /// Tells the master what is wrong with a tablet, for people to see.
@@ -163,7 +175,7 @@ async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: M
     let store = TabletStore::open(&server.engine, schema, &row).map_err(|error| damaged(&error))?;
     let store = Arc::new(store);
     let (memory, slices) = tokio::join!(read_memory(server, &row), read_slices(server, files, order, &row));
-    let (memory, records) = (memory?, slices?);
+    let (records, memory) = (slices?, memory?);
     let records = replay::merge(records, SeqNo(row.flushed_seq)).map_err(|error| damaged(&error))?;
     let last = records.last().map_or(SeqNo(row.flushed_seq), |record| record.last);
     if last.epoch() >= Epoch(row.epoch) {
@@ -244,11 +256,14 @@ async fn read_slices(
     let named = order.recovered.iter().filter(|segment| !segment.path.is_empty());
     let reads: Vec<_> = named.map(|segment| read_slice(server, files, segment, tablet)).collect();
     let mut slices = futures::stream::iter(reads).buffered(SLICES_IN_FLIGHT_MAX);
-    let mut records = Vec::new();
+    let (mut records, mut unread) = (Vec::new(), Vec::new());
     while let Some(slice) = slices.next().await {
-        records.append(&mut slice?);
+        match slice {
+            Ok(mut slice) => records.append(&mut slice),
+            Err(file) => unread.push(file),
+        }
     }
-    Ok(records)
+    if unread.is_empty() { Ok(records) } else { Err(OpenError::RecoveryFiles(unread)) }
 }
 
 async fn read_slice(
@@ -256,32 +271,52 @@ async fn read_slice(
     files: &RecoveryFiles,
     segment: &RecoveredSegment,
     tablet: TabletId,
-) -> Result<Vec<RawRecord>, OpenError> {
+) -> Result<Vec<RawRecord>, Unread> {
     let path = &segment.path;
-    let index = files.0.lock().entry(path.clone()).or_default().clone();
-    let index = index.get_or_try_init(|| read_index(server, path)).await?;
-    let Some(slice) = index.get(&tablet) else { return Ok(Vec::new()) };
+    let Some(slice) = files.slice(server, path, tablet).await? else { return Ok(Vec::new()) };
     let range = GetRange::Bounded(slice.offset..slice.offset + slice.len);
     let bytes = read_recovery(server, path, range).await?;
-    parse_slice(tablet, slice, bytes).map_err(|error| OpenError::LostRecoveryFile(path.clone(), error.to_string()))
+    parse_slice(tablet, &slice, bytes).map_err(|error| lost(path, error))
 }
 
-async fn read_index(server: &Server, path: &str) -> Result<Index, OpenError> {
-    let lost = |error: uruk_proto::DecodeError| OpenError::LostRecoveryFile(path.into(), error.to_string());
+impl RecoveryFiles {
+    /// Where the tablet's records are in the file, if there are any.
+    async fn slice(&self, server: &Server, path: &str, tablet: TabletId) -> Result<Option<SliceRef>, Unread> {
+        let cell = self.0.lock().entry(path.to_owned()).or_default().clone();
+        match cell.get_or_init(|| read_index(server, path)).await {
+            Ok(index) => Ok(index.get(&tablet).copied()),
+            Err(unread) => {
+                let mut cells = self.0.lock();
+                if cells.get(path).is_some_and(|known| Arc::ptr_eq(known, &cell)) {
+                    cells.remove(path);
+                }
+                Err(unread.clone())
+            }
+        }
+    }
+}
+
+async fn read_index(server: &Server, path: &str) -> Result<Index, Unread> {
     let mut tail = read_recovery(server, path, GetRange::Suffix(TAIL_BYTES)).await?;
-    let (_, index_len) = parse_footer(&tail).map_err(lost)?;
+    let (_, index_len) = parse_footer(&tail).map_err(|error| lost(path, error))?;
     let wanted = index_len + FOOTER_BYTES;
     if wanted > tail.len() {
         tail = read_recovery(server, path, GetRange::Suffix(wanted as u64)).await?;
     }
-    parse_index(&tail.slice(tail.len().saturating_sub(wanted)..)).map_err(lost)
+    parse_index(&tail.slice(tail.len().saturating_sub(wanted)..)).map_err(|error| lost(path, error))
 }
 
-async fn read_recovery(server: &Server, path: &str, range: GetRange) -> Result<Bytes, OpenError> {
+fn lost(path: &str, why: impl ToString) -> Unread {
+    Unread { path: path.to_owned(), why: why.to_string(), is_lost: true }
+}
+
+async fn read_recovery(server: &Server, path: &str, range: GetRange) -> Result<Bytes, Unread> {
     match read(server.storage.recovery_objects.as_ref(), path, Some(range)).await {
         Ok(bytes) => Ok(bytes),
-        Err(ReadError::Missing) => Err(OpenError::LostRecoveryFile(path.into(), "is missing".into())),
-        Err(ReadError::Unavailable(error)) => Err(OpenError::Unavailable(path.into(), error)),
+        Err(ReadError::Missing) => Err(lost(path, "is missing")),
+        Err(ReadError::Unavailable(error)) => {
+            Err(Unread { path: path.to_owned(), why: format!("cannot be read now: {error}"), is_lost: false })
+        }
     }
 }
 

@@ -141,6 +141,28 @@ async fn a_missing_or_damaged_recovery_file_is_named() {
 }
 
 #[tokio::test]
+async fn all_recovery_files_that_cannot_be_read_are_named_at_once() {
+    let cluster = Cluster::with_segments(500).await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    fill(&host, TABLET, 40).await;
+    host.server.shutdown().await.expect("stops");
+    let next = cluster.start().await;
+    let order = cluster.recover(&next, TABLET).await;
+    let mut paths: Vec<_> = order.recovered.iter().map(|segment| segment.path.clone()).collect();
+    assert!(paths.len() > 3, "several pieces");
+    paths.remove(1);
+    for path in &paths {
+        use object_store::ObjectStoreExt;
+        cluster.objects.delete(&path.as_str().into()).await.expect("deletes");
+    }
+    next.order_open(vec![order]).await;
+    cluster.until("it fails", || !cluster.master.with(|state| state.failed.is_empty())).await;
+    let failed = cluster.master.with(|state| state.failed.remove(0));
+    assert_eq!(failed.lost_recovery_files, paths, "{}", failed.reason);
+}
+
+#[tokio::test]
 async fn a_recovery_file_that_cannot_be_read_for_long_counts_as_lost() {
     let cluster = Cluster::new().await;
     cluster.master.with(|state| state.lease_ms = 60_000);
