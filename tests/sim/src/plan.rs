@@ -75,10 +75,7 @@ impl Plan {
             fault_time,
             latency: Duration::from_micros(LATENCY_MICROS[random.range(0..LATENCY_MICROS.len() as u64) as usize]),
             damaged: random.range(1..chunk_servers as u64 + 1) as usize,
-            recovery_files: match scenario {
-                Scenario::LostRecoveryFiles => Durability::Replicated,
-                _ => Durability::Fsync,
-            },
+            recovery_files: Durability::Replicated,
             clock_ppm: match scenario {
                 Scenario::ClockBeyond => BEYOND_PPM,
                 Scenario::Calm => 0,
