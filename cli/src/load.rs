@@ -4,6 +4,7 @@
 pub mod availability;
 pub mod keyspace;
 pub mod ledger;
+pub mod linked_list;
 pub mod record;
 pub mod sources;
 pub mod traffic;

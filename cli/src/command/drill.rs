@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use crate::command::dev;
 use crate::process::Durability;
 
+mod chaos;
 mod kill_process;
 mod kill_tabletserver;
 mod pause_tabletserver;
@@ -27,6 +28,8 @@ pub enum Drill {
     StopTabletserver(stop_tabletserver::Options),
     /// Kill a master, controller, chunk server or watching parent (kill -9) under load
     KillProcess(kill_process::Options),
+    /// Kill, stop and restart processes of every kind at random under a linked-list load
+    Chaos(chaos::Options),
 }
 
 /// What every drill takes.
@@ -71,5 +74,6 @@ pub async fn run(drill: Drill) -> Result<ExitCode> {
         Drill::PauseTabletserver(options) => pause_tabletserver::run(options).await,
         Drill::StopTabletserver(options) => stop_tabletserver::run(options).await,
         Drill::KillProcess(options) => kill_process::run(options).await,
+        Drill::Chaos(options) => chaos::run(options).await,
     }
 }
