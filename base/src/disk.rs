@@ -75,12 +75,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Names this boot of the machine: unsynced data written under another one may be lost.
     fn boot_id(&self) -> String;
 
-    /// Whether a file or folder exists.
-    async fn exists(&self, path: &Path) -> bool {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return true };
+    /// Whether a file or folder exists. An error of the disk is an error, never a "no": who takes a file
+    /// for absent may write a new one over it.
+    async fn exists(&self, path: &Path) -> io::Result<bool> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(true) };
         match self.list(parent).await {
-            Ok(entries) => entries.iter().any(|e| Some(e.name.as_str()) == name.to_str()),
-            Err(_) => false,
+            Ok(entries) => Ok(entries.iter().any(|e| Some(e.name.as_str()) == name.to_str())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

@@ -82,7 +82,8 @@ impl HardState {
         node: u64,
     ) -> Result<Option<HardState>, StartError> {
         let path = folder.join(NAME);
-        if !disk.exists(&path).await {
+        let exists = disk.exists(&path).await;
+        if !exists.map_err(|source| StartError::Disk { path: path.clone(), source })? {
             return Ok(None);
         }
         let bytes = disk.read(&path).await.map_err(|source| StartError::Disk { path: path.clone(), source })?;

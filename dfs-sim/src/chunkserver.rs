@@ -193,11 +193,11 @@ async fn watch_space(host: Arc<Host>) {
 
 async fn read_server_id(host: &Host) -> Result<u64, StartError> {
     let path = host.folder(SERVER_FILE);
-    if !host.env.disk.exists(&path).await {
-        return Ok(0);
-    }
     let damaged = || std::io::Error::other("not \"server_id = <number>\"");
     let read = async {
+        if !host.env.disk.exists(&path).await? {
+            return Ok(0);
+        }
         let text = host.env.disk.read(&path).await?;
         let text = std::str::from_utf8(&text).map_err(|_| damaged())?;
         text.trim().strip_prefix("server_id = ").and_then(|id| id.parse().ok()).ok_or_else(damaged)

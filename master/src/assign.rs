@@ -24,6 +24,8 @@ const SORTERS_MAX: usize = 2;
 const REOPEN_DELAY_MAX: Duration = Duration::from_secs(64);
 /// The time to open a tablet doubles with each failure in a row, so often at most.
 const OPEN_PATIENCE_DOUBLINGS_MAX: u32 = 5;
+/// A server with so many tablets to open gets the time to open them once more for each such number.
+const OPENINGS_PER_PATIENCE: u32 = 1_000;
 /// A server to which so many orders in a row could not be given gets no tablets while there are others.
 const ORDERS_FAILED_MAX: u32 = 3;
 /// The tail of a log is trimmed in steps of at least this many bytes.
@@ -253,8 +255,9 @@ impl Plan<'_> {
     fn opens(&mut self) {
         for (server, tablets) in self.state.index.opening() {
             let rows = tablets.iter().map(|tablet| self.state.row(*tablet).expect("the index names only rows"));
+            let queued = u32::try_from(tablets.len()).unwrap_or(u32::MAX);
             let (overdue, waiting): (Vec<_>, Vec<_>) =
-                rows.filter(|row| self.state.is_openable(row)).partition(|row| self.is_overdue(row));
+                rows.filter(|row| self.state.is_openable(row)).partition(|row| self.is_overdue(row, queued));
             let due = |row: &&&MetaRow| self.is_order_due(&self.volatile.opens_taken, row.tablet, row.epoch);
             let keys = |row: &MetaRow| row.key();
             let orders_max = self.tuning.order_tablets_max;
@@ -273,11 +276,12 @@ impl Plan<'_> {
     }
 
     /// Whether the owner has had its time to open the tablet: more of it after each failure in a row, since
-    /// it may be the tablet that takes long.
-    fn is_overdue(&self, row: &MetaRow) -> bool {
+    /// it may be the tablet that takes long, and with each thousand that wait for the same server.
+    fn is_overdue(&self, row: &MetaRow, queued: u32) -> bool {
         let failures = row.failure.as_ref().map_or(0, |failure| failure.openings);
         let doublings = failures.min(OPEN_PATIENCE_DOUBLINGS_MAX);
         let patience = Duration::from_millis(self.tuning.open_patience_ms) * 2_u32.pow(doublings);
+        let patience = patience * (1 + queued / OPENINGS_PER_PATIENCE);
         let since = self.volatile.opening_since.get(&row.tablet);
         since.is_some_and(|(epoch, since)| *epoch == row.epoch && self.now.moment.saturating_since(*since) >= patience)
     }

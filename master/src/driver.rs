@@ -93,7 +93,7 @@ fn step(shared: &Arc<Shared>, term: Term) -> Duration {
         shared.env.tasks.spawn("master action", async move {
             let key = action.key();
             let outcome = perform(&shared_by_task, term, action).await;
-            finish(&shared_by_task, key, outcome);
+            finish(&shared_by_task, term, key, outcome);
         });
     }
     rest
@@ -122,7 +122,7 @@ fn update_metrics(shared: &Shared, state: &State, volatile: &mut Volatile) {
     metrics.files_to_delete.set(state.deletions.entries().len() as i64);
 }
 
-fn finish(shared: &Shared, key: ActionKey, outcome: Outcome) {
+fn finish(shared: &Shared, term: Term, key: ActionKey, outcome: Outcome) {
     if let Err(problem) = &outcome {
         tracing::debug!(action = ?key, problem, "failed; is tried again");
     }
@@ -131,7 +131,13 @@ fn finish(shared: &Shared, key: ActionKey, outcome: Outcome) {
         now + shared.env.random.jitter((REST_MIN * 2_u32.pow(failures.saturating_sub(1).min(10))).min(REST_MAX))
     };
     let problem = outcome.as_ref().err().cloned().unwrap_or_default();
-    let failures = shared.volatile.lock().end(key.clone(), outcome.map_err(Arc::from), rest);
+    let failures = {
+        let mut volatile = shared.volatile.lock();
+        if volatile.leases.term() != Some(term) {
+            return; // a later leadership may have begun the same action: this is not its end
+        }
+        volatile.end(key.clone(), outcome.map_err(Arc::from), rest)
+    };
     if failures > 0 {
         shared.metrics.actions_failed.inc();
     }

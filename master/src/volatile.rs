@@ -164,7 +164,8 @@ impl Volatile {
     fn note_openings(&mut self, state: &State, now: Moment) {
         let opening = state.index.opening().values().flatten().filter_map(|tablet| state.row(*tablet));
         let since = |row: &MetaRow| match self.opening_since.get(&row.tablet) {
-            Some((epoch, since)) if *epoch == row.epoch => *since,
+            // While a piece of a log is sorted anew nobody could open it.
+            Some((epoch, since)) if *epoch == row.epoch && state.is_openable(row) => *since,
             Some(_) | None => now,
         };
         self.opening_since = opening.map(|row| (row.tablet, (row.epoch, since(row)))).collect();

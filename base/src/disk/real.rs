@@ -132,8 +132,8 @@ impl Disk for RealDisk {
         }
     }
 
-    async fn exists(&self, path: &Path) -> bool {
-        path.exists()
+    async fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists()
     }
 }
 

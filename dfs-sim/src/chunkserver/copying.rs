@@ -70,7 +70,7 @@ async fn copy_segment(core: &Core, order: &CopyOrder, source: &str) -> Result<()
         Ok(sealed) => replica.install(&temporary, sealed).await,
         Err(error) => Err(error),
     };
-    if result.is_err() && disk.exists(&temporary).await {
+    if result.is_err() && disk.exists(&temporary).await.unwrap_or(true) {
         let _ = disk.remove(&temporary).await; // removed at the next start otherwise
     }
     result

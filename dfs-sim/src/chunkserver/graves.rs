@@ -5,13 +5,15 @@
 //!
 //! The file `GRAVES` is a row of 16-byte records: the first id u64 LE, CRC-32, the number of ids that
 //! follow it u32 LE. A deletion appends single ids; a start replaces the file by one with a record for
-//! each run of ids. Segments are numbered one after the other, so there are few.
+//! each run of ids, behind a head record (id `u64::MAX`) that counts them. Segments are numbered one
+//! after the other, so there are few.
 //!
 //! Invariants:
 //! 1. A grave is durable before it is believed, and believed before anything is deleted. What a start
 //!    reads may never have been synced, so it is written again and synced first.
 //! 2. The file is replaced as a whole: a crash leaves the old one or the new one.
-//! 3. A torn record belongs to a deletion that was not carried out.
+//! 3. A torn record belongs to a deletion that was not carried out; it can only lie behind the runs that
+//!    the head counts. Damage among those is corruption: the chunk server does not start with fences lost.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ use super::error::StoreError;
 use super::host::Host;
 
 const RECORD_BYTES: usize = 16;
+/// No segment has this id: the head's.
+const HEAD: u64 = u64::MAX;
 
 /// The set of deleted segments.
 #[derive(Debug)]
@@ -41,19 +45,12 @@ impl Graves {
     pub(super) async fn open(host: Arc<Host>, dir: &Path) -> Result<Graves, StoreError> {
         let path = dir.join("GRAVES");
         let disk = host.env.disk.clone();
-        let old = match disk.exists(&path).await {
+        let old = match disk.exists(&path).await.map_err(StoreError::io(&path))? {
             true => disk.read(&path).await.map_err(StoreError::io(&path))?,
             false => Bytes::new(),
         };
-        let mut ids = Runs::default();
-        for (index, record) in old.chunks(RECORD_BYTES).enumerate() {
-            match parse(record) {
-                Some((first, last)) => ids.insert(first, last),
-                // Torn, or a bit flipped: the other records still count.
-                None => tracing::warn!(file = %path.display(), offset = index * RECORD_BYTES, "a record is damaged"),
-            }
-        }
-        let new = encode(ids.0.iter().map(|(first, last)| (*first, *last)));
+        let ids = load(&path, &old)?;
+        let new = ids.encode();
         let end = store(&*disk, &path, &old, new).await.map_err(StoreError::io(&path))?;
         let file = disk.open(&path, OpenMode::Write).await.map_err(StoreError::io(&path))?;
         Ok(Graves { host, path, ids: Mutex::new(ids), file: tokio::sync::Mutex::new((file, end)) })
@@ -125,6 +122,46 @@ impl Runs {
         }
         self.0.insert(first, last);
     }
+
+    /// A whole file: the head, and a record for each run.
+    fn encode(&self) -> Bytes {
+        let runs = encode(self.0.iter().map(|(first, last)| (*first, *last)));
+        let count = (runs.len() / RECORD_BYTES) as u32;
+        let mut file = BytesMut::with_capacity(RECORD_BYTES + runs.len());
+        put_record(&mut file, HEAD, count);
+        file.put_slice(&runs);
+        file.freeze()
+    }
+}
+
+/// What the file says; damage that no crash explains is an error.
+fn load(path: &Path, file: &[u8]) -> Result<Runs, StoreError> {
+    let mut ids = Runs::default();
+    let mut counted = 0;
+    for (index, record) in file.chunks(RECORD_BYTES).enumerate() {
+        match parse(record) {
+            Some(Record::Head(runs)) if index == 0 => counted = runs,
+            Some(Record::Run(first, last)) => ids.insert(first, last),
+            Some(Record::Head(_)) | None if index <= counted => {
+                let what =
+                    "a record of deleted segments is damaged; remove the data folder, and its copies are made anew";
+                let offset = (index * RECORD_BYTES) as u64;
+                return Err(StoreError::Corrupt { file: path.to_owned(), offset, what: what.to_owned() });
+            }
+            // Torn: the deletion was not carried out.
+            Some(Record::Head(_)) | None => {
+                tracing::warn!(file = %path.display(), offset = index * RECORD_BYTES, "a record is torn");
+            }
+        }
+    }
+    Ok(ids)
+}
+
+enum Record {
+    /// So many runs follow that no crash can tear.
+    Head(usize),
+    /// First and last id.
+    Run(u64, u64),
 }
 
 fn encode(runs: impl Iterator<Item = (u64, u64)>) -> Bytes {
@@ -132,9 +169,7 @@ fn encode(runs: impl Iterator<Item = (u64, u64)>) -> Bytes {
     for (mut first, last) in runs {
         loop {
             let more = (last - first).min(u64::from(u32::MAX)) as u32;
-            records.put_u64_le(first);
-            records.put_u32_le(checksum(first, more));
-            records.put_u32_le(more);
+            put_record(&mut records, first, more);
             match first.checked_add(u64::from(more) + 1) {
                 Some(next) if next <= last => first = next,
                 Some(_) | None => break,
@@ -144,13 +179,23 @@ fn encode(runs: impl Iterator<Item = (u64, u64)>) -> Bytes {
     records.freeze()
 }
 
-/// First and last id.
-fn parse(record: &[u8]) -> Option<(u64, u64)> {
+fn put_record(records: &mut BytesMut, first: u64, more: u32) {
+    records.put_u64_le(first);
+    records.put_u32_le(checksum(first, more));
+    records.put_u32_le(more);
+}
+
+fn parse(record: &[u8]) -> Option<Record> {
     let first = u64::from_le_bytes(record.get(0..8)?.try_into().ok()?);
     let crc = u32::from_le_bytes(record.get(8..12)?.try_into().ok()?);
     let more = u32::from_le_bytes(record.get(12..16)?.try_into().ok()?);
-    let last = first.checked_add(u64::from(more))?;
-    (crc == checksum(first, more)).then_some((first, last))
+    if crc != checksum(first, more) {
+        return None;
+    }
+    if first == HEAD {
+        return Some(Record::Head(more as usize));
+    }
+    Some(Record::Run(first, first.checked_add(u64::from(more))?))
 }
 
 /// Of the id alone where nothing follows it.
@@ -181,11 +226,7 @@ mod tests {
                 runs.insert(first, first + more);
                 model.extend(first..=first + more);
             }
-            let mut again = Runs::default();
-            for record in encode(runs.0.iter().map(|(first, last)| (*first, *last))).chunks(RECORD_BYTES) {
-                let (first, last) = parse(record).expect("whole");
-                again.insert(first, last);
-            }
+            let again = load(Path::new("GRAVES"), &runs.encode()).expect("whole");
             prop_assert_eq!(&again.0, &runs.0);
             for id in 0..210 {
                 prop_assert_eq!(runs.contains(id), model.contains(&id), "{}", id);
@@ -198,12 +239,31 @@ mod tests {
     #[test]
     fn the_largest_ids_and_runs_are_kept() {
         let mut runs = Runs::default();
-        runs.insert(u64::MAX, u64::MAX);
+        runs.insert(u64::MAX - 1, u64::MAX - 1);
         runs.insert(0, u64::from(u32::MAX) + 5);
-        let records = encode(runs.0.iter().map(|(first, last)| (*first, *last)));
-        let parsed: Vec<_> = records.chunks(RECORD_BYTES).map(parse).collect();
-        let whole = (0, u64::from(u32::MAX));
-        assert_eq!(parsed, [Some(whole), Some((whole.1 + 1, whole.1 + 5)), Some((u64::MAX, u64::MAX))]);
-        assert_eq!(parse(&records[..15]), None);
+        let file = runs.encode();
+        assert_eq!(file.len(), 4 * RECORD_BYTES, "a head, two records for the long run, one for the other");
+        assert_eq!(load(Path::new("GRAVES"), &file).expect("whole").0, runs.0);
+    }
+
+    #[test]
+    fn damage_among_what_a_start_wrote_is_an_error_and_a_torn_append_is_not() {
+        let mut runs = Runs::default();
+        runs.insert(3, 9);
+        runs.insert(20, 20);
+        let whole = runs.encode();
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let found = load(Path::new("GRAVES"), &damaged);
+            assert!(matches!(found, Err(StoreError::Corrupt { .. })), "bit {bit}: {found:?}");
+        }
+        let appended = encode([(30, 30), (31, 31)].into_iter());
+        for len in 0..=appended.len() {
+            let file = [&whole[..], &appended[..len]].concat();
+            let found = load(Path::new("GRAVES"), &file).expect("a crash explains it");
+            assert!(found.contains(5) && found.contains(20), "{len}");
+            assert_eq!(found.contains(30), len >= RECORD_BYTES, "{len}");
+        }
     }
 }
