@@ -71,7 +71,8 @@ fn with_three_masters_a_killed_leader_costs_no_lease_and_no_write() {
 #[test]
 fn with_three_controllers_any_killed_one_costs_no_lease_and_no_write() {
     let group = ["--masters", "3", "--controllers", "3", "--down-ms", "5000"];
-    let report = drill(&[&["kill-process", "--role", "dfs-controller", "--times", "3", "--tablets", "6"], &group[..]].concat());
+    let report =
+        drill(&[&["kill-process", "--role", "dfs-controller", "--times", "3", "--tablets", "6"], &group[..]].concat());
     assert_nothing_lost(&report);
     assert_eq!((&report["kills"], &report["leases_lost"]), (&3.into(), &0.into()), "{report}");
     assert!(report["unavailable_ms"]["max"].as_u64() < Some(5_000), "{report}");
