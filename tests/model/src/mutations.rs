@@ -70,6 +70,8 @@ mutations! {
     FenceNotChecked = "fence-not-checked", "I3", Fate::Breaks(&["S2", "S3"]), SMALL;
     /// A fence does not wait for the sync that is under way, which is acknowledged afterwards.
     LateAck = "late-ack", "I3", Fate::Breaks(&["S2", "S3"]), SMALL;
+    /// A fenced member acknowledges what a recoverer's completion made durable.
+    AckAfterCompletion = "ack-after-completion", "I3", Fate::Redundant, TWO;
     /// A restart forgets the fence.
     FenceForgotten = "fence-forgotten", "I4", Fate::Breaks(&["S2", "S3"]), SMALL;
     /// A member that lost its disk answers with length 0.
@@ -101,7 +103,7 @@ mutations! {
     /// Step 6: sealed whoever holds it.
     NoCopies = "no-copies", "step 6", Fate::Breaks(&["S2 sealed data"]), SMALL;
     /// Step 7: a recoverer that was overtaken may still seal.
-    AnyRecovererSeals = "any-recoverer-seals", "step 7", Fate::Breaks(&["S2", "S3"]), TWO;
+    AnyRecovererSeals = "any-recoverer-seals", "step 7", Fate::Redundant, TWO;
     /// Step 8 before step 7.
     CutsBeforeSealed = "cuts-before-sealed", "step 8", Fate::Breaks(&["S2", "S5"]), SMALL;
     /// One acknowledgement is enough for the writer.

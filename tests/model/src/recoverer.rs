@@ -6,7 +6,7 @@
 //! | [`begin`] | 2 | `seal.rs`: `begin_recovery`; `seal/round.rs` |
 //! | `replica::fence` | 3 | `seal/fence.rs` |
 //! | [`decide`] | 4, 5 | `seal/decide.rs` |
-//! | [`copy`] | 6 | `seal/copy.rs`; `chunkserver/replica/sealing.rs`: completions |
+//! | [`copy`] | 6 | `seal/copy.rs`; `chunkserver/replica/{sealing,acknowledging}.rs`: completions |
 //! | [`seal`] | 7 | `seal.rs`: `seal_segment` |
 //! | `replica::finish` | 8 | `seal.rs`: `finish_in_background`; the controllers do it too |
 //! | [`give_result`] | | `seal.rs`: `seal` returns |
@@ -145,10 +145,11 @@ pub fn copy(model: &SealModel, state: &mut State, j: usize, server: usize) -> Op
         replica.fence = r;
         match replica.status {
             Status::Absent => replica.status = Status::Shut,
-            // The writer's stream is still there, and hears of what became durable. That is beyond what
-            // the fence returned, and safe only because step 7 compares r.
-            Status::Open => replica.promised = replica.promised.max(replica.durable),
-            Status::Shut | Status::Sealed | Status::Deleted => {}
+            // The writer's stream would hear of what became durable, beyond what the fence returned.
+            Status::Open if model.has(Mutation::AckAfterCompletion) => {
+                replica.promised = replica.promised.max(replica.durable);
+            }
+            Status::Open | Status::Shut | Status::Sealed | Status::Deleted => {}
         }
     }
     target.holds[j] = true;

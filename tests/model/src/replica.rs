@@ -172,10 +172,12 @@ pub fn fence(
         return Some(());
     }
     if replica.status != Status::Sealed && !model.has(Mutation::NoFence) {
+        // The first fence ends the writer's stream, for what later ones find, too.
+        let acknowledges = replica.fence == 0 || model.has(Mutation::AckAfterCompletion);
         replica.fence = r;
         if !replica.distrusted && !model.has(Mutation::LateAck) {
             replica.settle();
-            if replica.status == Status::Open {
+            if replica.status == Status::Open && acknowledges {
                 replica.promised = replica.promised.max(replica.reach());
             }
         }
