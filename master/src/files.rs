@@ -1,9 +1,12 @@
 //! Letting go: of files that nothing names, and of flushed logs.
 //!
 //! A file goes only if (a) a committed command un-named it: then it is in the deletion queue, and the
-//! planner waits until no live server reads it, by reports that were surely gathered later; or (b) its creator is dead and nothing names it: what
-//! the sweep finds. A dead creator can have nothing named any more, so what is unnamed after its death
-//! stays unnamed for ever. Age alone never counts.
+//! planner waits until no live server reads it, by reports that were surely gathered later; or (b) its
+//! creator is dead and nothing names it: what the sweep finds. A dead creator can have nothing named any
+//! more, so what is unnamed after its death stays unnamed for ever; or (c) it is a sorted piece of a log,
+//! nothing names it, and no sort by its creator is under way: the answer that told of it was lost, and is
+//! not listened to any more. Should it be named after all, by a command whose outcome this leader does not
+//! know, the piece counts as lost and is sorted anew. Age alone never counts.
 
 use std::sync::Arc;
 
@@ -23,7 +26,9 @@ use crate::state::files::creator;
 /// Deletions under way at a time.
 const DELETIONS_MAX: usize = 8;
 /// Where tablet servers put their files. The sweep looks nowhere else: the store may hold more.
-const SWEPT_PREFIXES: [&str; 2] = ["tables", "recovery"];
+const SWEPT_PREFIXES: [&str; 2] = ["tables", RECOVERY_PREFIX];
+/// Sorted pieces of logs.
+const RECOVERY_PREFIX: &str = "recovery";
 
 /// Deletes these entries of the deletion queue, then forgets them.
 pub async fn delete(shared: &Shared, term: Term, entries: Vec<(u64, Arc<str>)>) -> Outcome {
@@ -49,7 +54,7 @@ pub async fn delete(shared: &Shared, term: Term, entries: Vec<(u64, Arc<str>)>) 
     }
 }
 
-/// Deletes every file of a dead server that nothing names.
+/// Deletes every file that nothing names, of a dead server or of a sort that has ended.
 pub async fn sweep(shared: &Shared, term: Term) -> Outcome {
     shared.confirm_term(term).await.map_err(|error| error.to_string())?;
     let mut deleted = 0_u64;
@@ -57,9 +62,11 @@ pub async fn sweep(shared: &Shared, term: Term) -> Outcome {
         let mut listed = shared.storage.objects.list(Some(&Path::from(prefix)));
         while let Some(file) = listed.try_next().await.map_err(|error| format!("cannot list {prefix}: {error}"))? {
             let path = file.location.as_ref();
-            // After the file was listed: see the module's header.
+            let Some(creator) = creator(path) else { continue };
+            // After the file was listed, and before its name is looked for: see the module's header.
+            let is_left = prefix == RECOVERY_PREFIX && !shared.volatile.lock().is_sorting(creator);
             let is_orphan = shared.consensus.read(|state| {
-                creator(path).is_some_and(|creator| state.is_dead(creator) || is_planted(Planted::CollectedUnnamed))
+                (state.is_dead(creator) || is_left || is_planted(Planted::CollectedUnnamed))
                     && !state.is_named(path)
                     && !state.deletions.entries().values().any(|queued| **queued == *path)
             });
@@ -71,7 +78,7 @@ pub async fn sweep(shared: &Shared, term: Term) -> Outcome {
     }
     shared.metrics.orphans_deleted.inc_by(deleted);
     if deleted > 0 {
-        tracing::info!(files = deleted, "deleted files of dead servers that nothing named");
+        tracing::info!(files = deleted, "deleted files that nothing named");
     }
     Ok(())
 }

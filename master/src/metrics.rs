@@ -34,7 +34,7 @@ impl MasterMetrics {
             files_deleted: counter("uruk_master_files_deleted", "Files deleted that nothing names any more"),
             orphans_deleted: counter(
                 "uruk_master_orphans_deleted",
-                "Files of dead servers deleted that nothing ever named",
+                "Files deleted that nothing ever named, of dead servers and of sorts that were not heard of",
             ),
             servers_live: gauge("uruk_master_servers_live", "Live tablet servers"),
             tablets: gauge("uruk_master_tablets", "Tablets"),

@@ -186,6 +186,13 @@ impl Volatile {
         self.flights.get(key).is_some_and(|flight| flight.state == FlightState::Running)
     }
 
+    /// Whether the server sorts a piece of a log, and its answer is waited for.
+    pub fn is_sorting(&self, server: ServerId) -> bool {
+        self.flights.iter().any(|(key, flight)| {
+            matches!(key, ActionKey::Sort(_, _, sorter) if *sorter == server) && flight.state == FlightState::Running
+        })
+    }
+
     /// Whether the action may be begun: it is neither running nor resting.
     pub fn is_free(&self, key: &ActionKey, now: Moment) -> bool {
         match self.flights.get(key).map(|flight| &flight.state) {

@@ -177,6 +177,25 @@ async fn a_deleted_table_is_gone_with_its_files() {
     assert_eq!(RpcError::from(world.client().delete_table(other).await.expect_err("gone")).code, ErrorCode::NotFound);
 }
 
+#[tokio::test]
+async fn sorted_pieces_that_the_master_never_heard_of_are_deleted_while_their_creator_lives() {
+    let world = World::start(NEVER_MS).await;
+    let (a, b) = (world.tablet_server(1).await, world.tablet_server(2).await);
+    world.create("t", 4).await;
+    world.holds.lock().sort_answer = true;
+    a.kill().await;
+    world.report_death(1).await;
+    world.until("something is sorted", || async { !world.objects.is_empty_now().await }).await;
+    *world.holds.lock() = Holds::default();
+    world.until("the recovery is done", || async { world.recovery_state(a.id).await == "done" }).await;
+    assert_eq!(b.tablets().len(), 4);
+    let pieces_left = || async {
+        let mut pieces = object_store::ObjectStore::list(&*world.objects, Some(&"recovery".into()));
+        futures::StreamExt::next(&mut pieces).await.is_some()
+    };
+    world.until("no piece is left", || async { !pieces_left().await }).await;
+}
+
 trait IsEmptyNow {
     async fn is_empty_now(&self) -> bool;
 }

@@ -37,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub struct Holds {
     pub seal: bool,
     pub sort: bool,
+    /// The piece is sorted and stored, but the answer is lost.
+    pub sort_answer: bool,
     pub open: bool,
     pub flush: bool,
     pub delete_log: bool,
@@ -95,6 +97,7 @@ pub struct World {
     master: Option<Master>,
     pub lease_ms: u32,
     pub renewal_ms: u32,
+    pub sweep_every_ms: u64,
 }
 
 impl World {
@@ -115,6 +118,7 @@ impl World {
             master: None,
             lease_ms,
             renewal_ms: 100,
+            sweep_every_ms: 500,
         };
         world.start_master().await;
         world
@@ -134,6 +138,7 @@ impl World {
         config.tuning.lease_ms = self.lease_ms;
         config.tuning.renewal_ms = self.renewal_ms;
         config.tuning.meta_tablet_rows_max = 5;
+        config.tuning.sweep_every_ms = self.sweep_every_ms;
         let master = Master::start(&self.env, config, self.storage(), Arc::new(NoHealth)).await.expect("starts");
         self.address = master.address().to_owned();
         self.master = Some(master);
@@ -416,6 +421,9 @@ impl TabletServerControl for Control {
         }
         let path = format!("recovery/{}/{}", self.0.id, self.0.next());
         self.0.objects.put(&path.as_str().into(), "sorted".into()).await.expect("stored");
+        if self.0.holds.lock().sort_answer {
+            return Err(RpcError::new(ErrorCode::Unavailable, "lost").into());
+        }
         Ok(Response::new(SortSegmentResponse { path, records: 5, bytes: 6 }))
     }
 }
