@@ -3,7 +3,10 @@
 //! Invariants: (1) one command of a tablet is in flight, numbers grow, and a retry repeats its number;
 //! (2) an outcome that is not known is resolved by reading the row, before
 //! anything else happens to the tablet; (3) a file is deleted by its creator only when it was never
-//! offered, or when its commit was refused and the row, read again, does not name it.
+//! offered, or when its commit was refused while the row, read again, is still this server's and does not
+//! name it. A row that is another's, or gone, may name it through an attempt whose answer was lost, or will
+//! be read by an owner who found it named: such files are left to the master's sweep, which sees all rows
+//! and takes them once this incarnation is dead.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,6 +17,7 @@ use uruk_proto::master::{CommitFilesRequest, GetTabletRequest, MetaRow};
 use uruk_proto::{ErrorCode, RpcError};
 
 use super::Server;
+use super::incarnation::Ended;
 use super::tablet::Tablet;
 
 /// Pause before the row is asked for again.
@@ -24,15 +28,22 @@ const REREAD_DELAY: Duration = Duration::from_millis(100);
 pub enum CommitOutcome {
     /// It is in effect; the row as committed.
     Committed(MetaRow),
-    /// It is not in effect, for this reason; the tablet is still ours.
+    /// It is not in effect, for this reason; the tablet is still ours, and the files are deleted.
     Refused(RpcError),
-    /// It is not in effect, and the tablet is not ours any more.
+    /// The tablet is not ours any more; whether it was in effect before, and so what became of the files,
+    /// is for others to know.
     Lost(RpcError),
 }
 
 impl Server {
-    /// Commits files of a tablet; its numbers are set here. The caller holds the tablet's `maintenance`.
-    pub async fn commit_files(&self, tablet: &Tablet, mut request: CommitFilesRequest) -> CommitOutcome {
+    /// Commits a tablet's `files`, of which the request names those with something in them; its numbers are
+    /// set here. The caller holds the tablet's `maintenance`, and deletes nothing: see invariant 3.
+    pub async fn commit_files(
+        &self,
+        tablet: &Tablet,
+        mut request: CommitFilesRequest,
+        files: &[String],
+    ) -> CommitOutcome {
         request.command = self.next_command.fetch_add(1, Ordering::Relaxed);
         request.report_number = self.pins.last_report();
         let answer = self
@@ -49,13 +60,24 @@ impl Server {
             },
             Err(error) => error,
         };
+        if error.code == ErrorCode::Fenced {
+            self.incarnation.end(Ended::DeclaredDead(error.message.clone()));
+            return CommitOutcome::Lost(error);
+        }
         tracing::warn!(tablet = %tablet.id, uncertain = answer.uncertain, %error, "files are not committed; reading the row");
         match self.read_row(tablet).await {
+            Some(row) if row.server_id != self.incarnation.server_id.0 || row.epoch != tablet.epoch.0 => {
+                CommitOutcome::Lost(error)
+            }
             Some(row) if is_in_effect(&request, &row) => CommitOutcome::Committed(row),
-            Some(row) if row.server_id == self.incarnation.server_id.0 && row.epoch == tablet.epoch.0 => {
+            Some(row) => {
+                // Otherwise an attempt may still be under way.
+                if error.code.is_not_done() {
+                    self.renounce(&not_named(files, &row)).await;
+                }
                 CommitOutcome::Refused(error)
             }
-            Some(_) | None => CommitOutcome::Lost(error),
+            None => CommitOutcome::Lost(error),
         }
     }
 
@@ -91,9 +113,19 @@ impl Server {
     }
 }
 
+fn names_table(row: &MetaRow, path: &str) -> bool {
+    row.groups.iter().flat_map(|group| &group.files).any(|file| file.path == path)
+}
+
+/// Those of `files` that the row does not name.
+fn not_named(files: &[String], row: &MetaRow) -> Vec<String> {
+    let is_named = |path: &str| names_table(row, path) || row.memory_file == path;
+    files.iter().filter(|path| !is_named(path)).cloned().collect()
+}
+
 /// Whether the row shows the request's work.
 fn is_in_effect(request: &CommitFilesRequest, row: &MetaRow) -> bool {
-    let named = |path: &String| row.groups.iter().flat_map(|group| &group.files).any(|file| file.path == *path);
+    let named = |path: &String| names_table(row, path);
     let added = request.add.iter().flat_map(|group| &group.files);
     added.map(|file| &file.path).all(named)
         && !request.remove.iter().any(named)
@@ -111,6 +143,13 @@ mod tests {
     fn group(paths: &[&str]) -> Vec<LocalityGroupFiles> {
         let files = paths.iter().map(|path| FileRef { path: (*path).into(), ..FileRef::default() }).collect();
         vec![LocalityGroupFiles { locality_group: 0, files }]
+    }
+
+    #[test]
+    fn what_a_row_names_is_not_renounced() {
+        let row = MetaRow { groups: group(&["1.sst"]), memory_file: "2.mem".into(), ..MetaRow::default() };
+        let files = ["1.sst", "2.mem", "3.sst", "4.mem"].map(String::from);
+        assert_eq!(not_named(&files, &row), ["3.sst", "4.mem"]);
     }
 
     #[test]

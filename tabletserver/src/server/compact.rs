@@ -73,7 +73,7 @@ impl Server {
         };
         // Also while the row is installed: for a moment no view names what it has replaced.
         let _pinned = self.pins.hold(&request.remove);
-        match self.commit_files(tablet, request).await {
+        match self.commit_files(tablet, request, &files).await {
             CommitOutcome::Committed(row) => {
                 tablet.install(&row, None)?;
                 let took = self.env.clock.since(started);
@@ -81,13 +81,9 @@ impl Server {
                 self.metrics.compactions.inc();
                 Ok(())
             }
-            CommitOutcome::Refused(error) => {
-                self.renounce(&files).await;
-                Err(error)
-            }
+            CommitOutcome::Refused(error) => Err(error),
             CommitOutcome::Lost(error) => {
                 self.tablets.drop_tablet(tablet);
-                self.renounce(&files).await;
                 Err(error)
             }
         }

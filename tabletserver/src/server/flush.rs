@@ -34,7 +34,7 @@ pub struct Candidate {
     pub id: TabletId,
     /// Bytes of its memtables.
     pub memtable_bytes: u64,
-    /// Since when it needs the own log.
+    /// Since when it needs the own log for what a flush would write.
     pub since: Option<Lsn>,
     /// Dead servers' logs are needed for it.
     pub has_foreign_logs: bool,
@@ -121,7 +121,7 @@ fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<Arc<Tablet>
         .map(|tablet| Candidate {
             id: tablet.id,
             memtable_bytes: tablet.store.memtable_bytes(),
-            since: tablet.needs_log_from(),
+            since: tablet.flush_frees_log_from(),
             has_foreign_logs: tablet.has_foreign_logs(),
         })
         .collect();
@@ -146,7 +146,7 @@ impl Server {
         let Some(work) = tablet.start_flush() else { return Ok(FlushEnd::Clean) };
         let started = self.env.clock.now();
         if is_planted(Planted::ReleasedAtFlushStart) {
-            self.commit_files(tablet, self.flush_request(tablet, &work)).await;
+            self.commit_files(tablet, self.flush_request(tablet, &work), &[]).await;
         }
         let (request, files) = match self.write_flush(tablet, &work).await {
             Ok(written) => written,
@@ -156,7 +156,7 @@ impl Server {
                 return Err(error);
             }
         };
-        match self.commit_files(tablet, request).await {
+        match self.commit_files(tablet, request, &files).await {
             CommitOutcome::Committed(row) => {
                 tablet.install(&row, Some(&work))?;
                 let took = self.env.clock.since(started);
@@ -167,14 +167,10 @@ impl Server {
                 self.wake_compactor.notify_one();
                 Ok(FlushEnd::Flushed)
             }
-            CommitOutcome::Refused(error) => {
-                self.renounce(&files).await;
-                Err(error)
-            }
+            CommitOutcome::Refused(error) => Err(error),
             CommitOutcome::Lost(error) => {
                 tracing::warn!(tablet = %tablet.id, epoch = %tablet.epoch, %error, "tablet is not ours any more");
                 self.tablets.drop_tablet(tablet);
-                self.renounce(&files).await;
                 Ok(FlushEnd::Lost)
             }
         }

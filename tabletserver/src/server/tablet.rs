@@ -77,6 +77,17 @@ impl Positions {
     fn has_unfrozen(&self) -> bool {
         self.active_since.is_some() || self.has_replayed
     }
+
+    /// The oldest position of the own log that a flush, or several, would let go.
+    fn flush_frees_from(&self) -> Option<Lsn> {
+        self.frozen.iter().filter_map(|frozen| frozen.since).chain(self.active_since).min()
+    }
+
+    /// The oldest position of the own log that is needed. No flush lets go of a row's pieces before its
+    /// last one is applied.
+    fn needed_from(&self) -> Option<Lsn> {
+        self.flush_frees_from().into_iter().chain(self.pieces_since).min()
+    }
 }
 
 /// Reads and writes since the last load report.
@@ -243,9 +254,12 @@ impl Tablet {
 
     /// The oldest position of the own log that it still needs.
     pub fn needs_log_from(&self) -> Option<Lsn> {
-        let positions = self.positions.lock();
-        let frozen = positions.frozen.iter().filter_map(|frozen| frozen.since);
-        frozen.chain(positions.active_since).chain(positions.pieces_since).min()
+        self.positions.lock().needed_from()
+    }
+
+    /// The oldest position of the own log that a flush of it lets go.
+    pub fn flush_frees_log_from(&self) -> Option<Lsn> {
+        self.positions.lock().flush_frees_from()
     }
 
     /// Whether dead servers' logs are still needed for it.
@@ -332,5 +346,21 @@ impl Gate {
         self.next_counter += count;
         self.last_assigned = numbers.1;
         Ok(numbers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfinished_pieces_hold_the_log_but_ask_for_no_flush() {
+        let mut positions =
+            Positions { active_since: None, pieces_since: Some(Lsn(5)), has_replayed: false, frozen: VecDeque::new() };
+        assert_eq!((positions.needed_from(), positions.flush_frees_from()), (Some(Lsn(5)), None));
+        positions.active_since = Some(Lsn(9));
+        assert_eq!((positions.needed_from(), positions.flush_frees_from()), (Some(Lsn(5)), Some(Lsn(9))));
+        positions.frozen.push_back(Frozen { upto: SeqNo(1), memory_changed: true, since: Some(Lsn(3)) });
+        assert_eq!((positions.needed_from(), positions.flush_frees_from()), (Some(Lsn(3)), Some(Lsn(3))));
     }
 }

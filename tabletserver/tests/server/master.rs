@@ -40,6 +40,8 @@ pub struct State {
     /// CommitFiles is answered "unavailable" once so many were taken.
     pub commits_max: Option<usize>,
     pub commit_faults: VecDeque<Fault>,
+    /// CommitFiles of these servers is answered "fenced".
+    pub dead: std::collections::BTreeSet<u64>,
     pub commits: Vec<CommitFilesRequest>,
     pub opened_calls: Vec<Vec<TabletKey>>,
     pub released: Vec<TabletKey>,
@@ -55,7 +57,8 @@ pub struct State {
     pub deaths: Vec<ReportDeathRequest>,
     pub lease_ms: u32,
     pub renewal_ms: u32,
-    answers: BTreeMap<(u64, u64), Result<MetaRow, RpcError>>,
+    /// Of each command by server and number: repeats get it again.
+    pub answers: BTreeMap<(u64, u64), Result<MetaRow, RpcError>>,
 }
 
 #[derive(Clone, Debug)]
@@ -199,6 +202,9 @@ impl MasterControl for FakeMaster {
             return Err(RpcError::new(ErrorCode::Unavailable, "no quorum").into());
         }
         self.with(|state| {
+            if state.dead.contains(&request.server_id) {
+                return Err(RpcError::new(ErrorCode::Fenced, "the server is dead").into());
+            }
             let id = (request.server_id, request.command);
             if let Some(answer) = state.answers.get(&id) {
                 let row = answer.clone()?;

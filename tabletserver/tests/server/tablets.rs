@@ -1,13 +1,14 @@
 //! A tablet's life on a server: opened, flushed, closed, discarded.
 
 use futures::{FutureExt, StreamExt};
+use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use uruk_proto::ErrorCode;
 use uruk_proto::master::TabletKey;
-use uruk_tabletserver::server::TabletServerConfig;
+use uruk_tabletserver::server::{Ended, TabletServerConfig};
 
 use crate::cluster::*;
-use crate::master::Fault;
+use crate::master::{Fault, State};
 
 fn small(cluster: &Cluster) -> TabletServerConfig {
     TabletServerConfig { memtable_bytes_soft: 20_000, ..cluster.config() }
@@ -138,6 +139,57 @@ async fn a_refused_flush_is_renounced_and_tried_again() {
     let path = object_store::path::Path::from(refused.add[0].files[0].path.as_str());
     assert!(matches!(cluster.objects.head(&path).await, Err(object_store::Error::NotFound { .. })), "deleted");
     assert_eq!(host.scan(TABLET).await.len(), rows);
+}
+
+/// The flush of `host` takes effect unheard; then the tablet gets another owner, who flushes too, and
+/// `change` happens. Tells the files of the first flush.
+async fn flush_unheard_then_change_owner(cluster: &Cluster, host: &Host, change: impl FnOnce(&mut State)) -> Vec<Path> {
+    cluster.open(host, TABLET).await;
+    cluster.master.with(|state| {
+        state.commit_faults.push_back(Fault::LostAfter);
+        state.commits_max = Some(1);
+    });
+    write_until_flushed(cluster, host, 1).await;
+    cluster.master.with(|state| {
+        let row = state.rows.get_mut(&TABLET).expect("row");
+        assert!(!row.memory_file.is_empty());
+        let mut files = vec![Path::from(row.memory_file.as_str())];
+        files.extend(row.groups.iter().flat_map(|group| &group.files).map(|file| Path::from(file.path.as_str())));
+        (row.server_id, row.epoch, row.memory_file) = (99, row.epoch + 1, "tables/1/100/99-1.mem".into());
+        state.answers.clear();
+        state.commits_max = None;
+        change(state);
+        files
+    })
+}
+
+#[tokio::test]
+async fn files_that_the_next_owner_reads_are_not_deleted_by_the_one_that_lost_the_tablet() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    let files = flush_unheard_then_change_owner(&cluster, &host, |_| {}).await;
+    let is_gone = async || host.try_scan(TABLET).await.is_err_and(|error| error.code == ErrorCode::StaleLocation);
+    let deadline = cluster.env.clock.now() + std::time::Duration::from_secs(10);
+    while !is_gone().await {
+        assert!(cluster.env.clock.now() < deadline, "served on");
+    }
+    cluster.let_time_pass().await;
+    for file in &files[1..] {
+        cluster.objects.head(file).await.expect("the live row names it");
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_is_fenced_ends_the_incarnation_and_deletes_nothing() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    let fence = |state: &mut State| state.dead.extend([state.last_server]);
+    let files = flush_unheard_then_change_owner(&cluster, &host, fence).await;
+    let ended = cluster.env.clock.timeout(std::time::Duration::from_secs(10), host.server.wait()).await;
+    assert!(matches!(ended, Ok(Ended::DeclaredDead(_))), "{ended:?}");
+    for file in &files {
+        cluster.objects.head(file).await.expect("not this server's to delete");
+    }
 }
 
 #[tokio::test]
