@@ -274,13 +274,14 @@ impl Ports {
     async fn load_or_pick(env: &Env, spec: &ClusterSpec) -> Result<Ports> {
         env.disk.create_dir_all(&spec.dir).await.with_context(|| format!("cannot make {}", spec.dir.display()))?;
         let file = spec.dir.join("ports.json");
-        let mut ports = match env.disk.exists(&file).await.with_context(|| format!("cannot look at {}", file.display()))? {
-            true => {
-                let text = env.disk.read(&file).await.context("cannot read ports.json")?;
-                serde_json::from_slice(&text).with_context(|| format!("bad {}", file.display()))?
-            }
-            false => Ports::default(),
-        };
+        let mut ports =
+            match env.disk.exists(&file).await.with_context(|| format!("cannot look at {}", file.display()))? {
+                true => {
+                    let text = env.disk.read(&file).await.context("cannot read ports.json")?;
+                    serde_json::from_slice(&text).with_context(|| format!("bad {}", file.display()))?
+                }
+                false => Ports::default(),
+            };
         let mut picker = PortPicker { next: spec.port_base, held: Vec::new() };
         for port in [&mut ports.master, &mut ports.http, &mut ports.controller] {
             picker.fill(port)?;
