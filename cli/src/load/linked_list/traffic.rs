@@ -31,7 +31,7 @@ const ERROR_DELAY: Duration = Duration::from_millis(20);
 /// A walker follows this many pointers.
 const WALK_STEPS_MAX: usize = 12;
 /// The long scan rests after this many rows.
-const SCAN_ROWS_BETWEEN_PAUSES: u64 = 200;
+const SCAN_ROWS_BETWEEN_PAUSES: u64 = 1_000;
 /// One ring in this many is followed by a silence: constant load hides bugs.
 const RINGS_BETWEEN_SILENCES: u64 = 8;
 const SILENCE: Duration = Duration::from_secs(2);
@@ -199,11 +199,12 @@ async fn write(shared: Arc<Shared>, tasks: Tasks, writer: u32) {
                 progress.closed = ring + 1;
                 progress.closed_more.clear();
             });
-            if (ring + u64::from(writer) + 1) % RINGS_BETWEEN_SILENCES == 0 {
-                pause(&shared, &tasks, SILENCE).await;
+            if (ring + u64::from(writer) + 1).is_multiple_of(RINGS_BETWEEN_SILENCES) {
+                pause(&shared, &tasks, shared.env.random.jitter(SILENCE)).await;
             }
         }
-        pause(&shared, &tasks, shared.spec.pause).await;
+        // Jittered, or writers that one outage held up go on in step for ever.
+        pause(&shared, &tasks, shared.env.random.jitter(shared.spec.pause)).await;
     }
 }
 
