@@ -49,12 +49,16 @@ pub struct TabletServerConfig {
     pub log_queue_bytes_max: usize,
     /// How long results of calls are remembered.
     pub retention_ms: u64,
+    /// Bytes of results that a tablet remembers; calls whose results would go beyond it are refused.
+    pub remembered_bytes_max: usize,
     /// Callers of an overloaded server are asked to wait this long.
     pub overload_retry_ms: u64,
     /// Tablets that are opened at the same time.
     pub opens_max: usize,
     /// Of those, tablets whose logs are replayed at the same time.
     pub replays_max: usize,
+    /// Tablets that are closed at the same time; the others are served until it is their turn.
+    pub closes_max: usize,
     /// Flushes that run at the same time.
     pub flushes_max: usize,
     /// Pieces of dead servers' logs that are sorted at the same time.
@@ -88,9 +92,11 @@ impl Default for TabletServerConfig {
             frames_in_flight_max: 4,
             log_queue_bytes_max: 128 << 20,
             retention_ms: 600_000,
+            remembered_bytes_max: RESULT_BYTES_MAX,
             overload_retry_ms: 50,
             opens_max: 8,
             replays_max: 2,
+            closes_max: 8,
             flushes_max: 2,
             sorts_max: 2,
             reads_max: 4096,
@@ -136,8 +142,14 @@ impl TabletServerConfig {
             ((1..=64).contains(&self.frames_in_flight_max), "frames_in_flight_max", "is not within 1 and 64"),
             (self.log_queue_bytes_max >= self.record_bytes_max, "log_queue_bytes_max", "is below record_bytes_max"),
             (self.retention_ms >= 1000, "retention_ms", "is below a second"),
+            (
+                self.remembered_bytes_max >= RESULT_BYTES_MAX,
+                "remembered_bytes_max",
+                "is below 16 MiB, the largest result",
+            ),
             (self.opens_max > 0, "opens_max", "is 0"),
             (self.replays_max > 0, "replays_max", "is 0"),
+            (self.closes_max > 0, "closes_max", "is 0"),
             (self.flushes_max > 0, "flushes_max", "is 0"),
             (self.sorts_max > 0, "sorts_max", "is 0"),
             (self.reads_max > 0, "reads_max", "is 0"),

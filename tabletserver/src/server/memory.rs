@@ -36,6 +36,9 @@ pub enum MemoryError {
     /// [`RUNS_MAX`].
     #[error("{0} calls are remembered, which is the limit")]
     Full(usize),
+    /// Its result has no room among those that are remembered.
+    #[error("{0} bytes of calls' results are remembered, and {1} more would go beyond the limit")]
+    FullOfResults(usize, usize),
 }
 
 /// What is known of one call.
@@ -62,6 +65,12 @@ struct Run {
     result: Option<Bytes>,
 }
 
+impl Run {
+    fn result_bytes(&self) -> usize {
+        self.result.as_ref().map_or(0, Bytes::len)
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Client {
     first_incomplete: u64,
@@ -76,12 +85,14 @@ pub struct Memory {
     highest_timestamp: i64,
     clients: BTreeMap<u64, Client>,
     runs: usize,
+    /// Bytes of all runs' results.
+    result_bytes: usize,
 }
 
 impl Memory {
     /// Remembers nothing; keeps things for `retention`.
     pub fn new(retention: Duration) -> Memory {
-        Memory { retention, highest_timestamp: 0, clients: BTreeMap::new(), runs: 0 }
+        Memory { retention, highest_timestamp: 0, clients: BTreeMap::new(), runs: 0, result_bytes: 0 }
     }
 
     /// The highest server-given timestamp, in microseconds.
@@ -113,6 +124,18 @@ impl Memory {
         Ok(())
     }
 
+    /// Whether a result of this many bytes can be remembered within `bytes_max`. What is remembered may not
+    /// be dropped to make room: its call may be repeated until its client says that it is settled.
+    pub fn check_room(&mut self, bytes: usize, bytes_max: usize, now_micros: i64) -> Result<(), MemoryError> {
+        if bytes > 0 && self.result_bytes + bytes > bytes_max {
+            self.expire(now_micros);
+            if self.result_bytes + bytes > bytes_max {
+                return Err(MemoryError::FullOfResults(self.result_bytes, bytes));
+            }
+        }
+        Ok(())
+    }
+
     fn settle(&mut self, call: &Call, at_micros: i64) {
         let client = self.clients.entry(call.client).or_default();
         client.at_micros = client.at_micros.max(at_micros);
@@ -125,7 +148,7 @@ impl Memory {
             if end > call.first_incomplete {
                 break;
             }
-            first.remove();
+            self.result_bytes -= first.remove().result_bytes();
             self.runs -= 1;
         }
     }
@@ -178,8 +201,10 @@ impl Memory {
         let run = Run { count, last: record.last, at_micros: record.timestamp, result: record.result.clone() };
         let client = self.clients.entry(call.client).or_default();
         client.at_micros = client.at_micros.max(record.timestamp);
-        if client.runs.insert(call.sequence.saturating_add(offset), run).is_none() {
-            self.runs += 1;
+        self.result_bytes += run.result_bytes();
+        match client.runs.insert(call.sequence.saturating_add(offset), run) {
+            Some(before) => self.result_bytes -= before.result_bytes(),
+            None => self.runs += 1,
         }
     }
 
@@ -198,7 +223,8 @@ impl Memory {
             client.runs.retain(|_, run| run.at_micros >= oldest);
             client.at_micros >= oldest || !client.runs.is_empty()
         });
-        self.runs = self.clients.values().map(|client| client.runs.len()).sum();
+        let runs = || self.clients.values().flat_map(|client| client.runs.values());
+        (self.runs, self.result_bytes) = (runs().count(), runs().map(Run::result_bytes).sum());
     }
 
     /// The stored form of what records up to `upto` said.
@@ -249,6 +275,7 @@ impl Memory {
             let id = reader.varint()?;
             let client = read_client(&mut reader)?;
             memory.runs += client.runs.len();
+            memory.result_bytes += client.runs.values().map(Run::result_bytes).sum::<usize>();
             memory.clients.insert(id, client);
         }
         if !reader.is_at_end() {
@@ -346,6 +373,25 @@ mod tests {
         assert!(matches!(memory.admit(&call(10, 0), half + 1), Err(MemoryError::TooOld(_))));
         memory.expire(half * 2);
         assert_eq!(memory.runs, 0);
+    }
+
+    #[test]
+    fn results_are_refused_beyond_their_limit_until_some_are_settled_or_old() {
+        let mut memory = Memory::new(RETENTION);
+        let with_result = |sequence, result: &'static [u8]| Record {
+            result: Some(Bytes::from_static(result)),
+            ..record(call(sequence, 0), sequence, &[0])
+        };
+        memory.remember(&with_result(10, b"123456"));
+        memory.remember(&with_result(11, b"1234"));
+        assert_eq!(memory.check_room(1, 10, NOW), Err(MemoryError::FullOfResults(10, 1)));
+        assert_eq!(memory.check_room(0, 10, NOW), Ok(()), "calls without a result go on");
+        let (mut again, _) = Memory::decode(&memory.encode(SeqNo(99)), RETENTION).expect("decodes");
+        assert_eq!(again.check_room(1, 10, NOW), Err(MemoryError::FullOfResults(10, 1)));
+        assert_eq!(again.check_room(1, 10, NOW + RETENTION.as_micros() as i64 + 1), Ok(()), "what is old goes");
+        memory.admit(&call(12, 11), NOW).expect("new");
+        assert_eq!(memory.check_room(6, 10, NOW), Ok(()));
+        assert_eq!(memory.check_room(7, 10, NOW), Err(MemoryError::FullOfResults(4, 7)));
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub fn check_rules(rules: &[ReadModifyWriteRule], schema: &TableSchema) -> Resul
     Ok(())
 }
 
+/// At least as many bytes as a new cell takes in a row write besides its qualifier and value.
+const CELL_OVERHEAD_BYTES: usize = 32;
+
 /// The new cell of each column that a rule names, by family and qualifier.
 ///
 /// Rules see what earlier ones made of their column. A cell's timestamp is the server's, or that of
@@ -49,6 +52,8 @@ pub async fn new_cells(
     timestamp: i64,
 ) -> Result<Vec<Cell>, RpcError> {
     let mut cells: BTreeMap<(FamilyId, Bytes), Cell> = BTreeMap::new();
+    // Of all new cells as one row write.
+    let mut bytes = 0;
     for rule in rules {
         let family = FamilyId(rule.family_id);
         let cell = match cells.entry((family, rule.qualifier.clone())) {
@@ -63,14 +68,22 @@ pub async fn new_cells(
                 let newest = view.get(row, &filter).await?.cells.into_iter().next();
                 let missing = || Cell { family, qualifier: rule.qualifier.clone(), timestamp, value: Bytes::new() };
                 let newest = newest.unwrap_or_else(missing);
+                bytes += CELL_OVERHEAD_BYTES + newest.qualifier.len() + newest.value.len();
                 vacant.insert(Cell { timestamp: newest.timestamp.max(timestamp), ..newest })
             }
         };
+        let before = cell.value.len();
         cell.value = match rule.rule {
             Some(Rule::Append(more)) => append(&cell.value, &more)?,
             Some(Rule::Increment(by)) => increment(&cell.value, by)?,
             None => return Err(RpcError::new(ErrorCode::InvalidArgument, "a rule neither appends nor increments")),
         };
+        bytes = bytes - before + cell.value.len();
+        if bytes > limits::ROW_WRITE_BYTES_MAX {
+            let max = limits::ROW_WRITE_BYTES_MAX;
+            let message = format!("the new cells are a row write of more than {bytes} bytes; the limit is {max}");
+            return Err(RpcError::new(ErrorCode::InvalidArgument, message));
+        }
     }
     Ok(cells.into_values().collect())
 }

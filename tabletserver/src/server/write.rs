@@ -218,10 +218,16 @@ impl Server {
 
     fn admit_call(&self, tablet: &Tablet, call: &Call) -> Result<(), RpcError> {
         let now = self.env.clock.wall_micros();
-        tablet.with_gate(|gate| gate.memory.admit(call, now)).map_err(|error| match &error {
+        tablet.with_gate(|gate| gate.memory.admit(call, now)).map_err(|error| self.refusal(&error))
+    }
+
+    fn refusal(&self, error: &MemoryError) -> RpcError {
+        match error {
             MemoryError::TooOld(_) => RpcError::new(ErrorCode::FailedPrecondition, error.to_string()),
-            MemoryError::Full(_) => RpcError::overloaded(error.to_string(), self.config.overload_retry_ms),
-        })
+            MemoryError::Full(_) | MemoryError::FullOfResults(..) => {
+                RpcError::overloaded(error.to_string(), self.config.overload_retry_ms)
+            }
+        }
     }
 
     /// Mutates a row one way or the other, by what a filter lets through of it.
@@ -314,9 +320,8 @@ impl Server {
         result: Option<Bytes>,
         latches: Latched,
     ) -> Result<(), RpcError> {
-        let bytes = RECORD_OVERHEAD_BYTES
-            + rows.iter().map(ParsedRow::bytes).sum::<usize>()
-            + result.as_ref().map_or(0, Bytes::len);
+        let (result_bytes, now) = (result.as_ref().map_or(0, Bytes::len), self.env.clock.wall_micros());
+        let bytes = RECORD_OVERHEAD_BYTES + rows.iter().map(ParsedRow::bytes).sum::<usize>() + result_bytes;
         check_result(result.as_ref())?;
         let permit = self.log.reserve(bytes)?;
         let batch = Batch { rows, call, result, latches: Some(Arc::new(latches)), permit };
@@ -328,6 +333,8 @@ impl Server {
             {
                 return Err(RpcError::new(ErrorCode::InvalidArgument, "sequence number of another call"));
             }
+            let room = gate.memory.check_room(result_bytes, self.config.remembered_bytes_max, now);
+            room.map_err(|error| self.refusal(&error))?;
             self.enqueue(tablet, gate, batch)
         })?;
         self.wait(tablet, ticket).await

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use uruk_proto::ErrorCode;
+use uruk_proto::tablet::{IdempotencyKey, ReadModifyWriteRequest, ReadModifyWriteRule, read_modify_write_rule};
+use uruk_proto::{ErrorCode, RpcError};
 
 use crate::cluster::*;
 
@@ -138,4 +139,25 @@ async fn a_full_memory_forgets_what_is_past_its_time_when_the_next_call_comes() 
     let mut key = call(&cluster, 2_000_001);
     key.as_mut().expect("has a key").issued_micros += later.as_micros() as i64;
     assert_eq!(host.mutate(puts(TABLET, &[("a", "1")], key)).await, Ok(vec![]));
+}
+
+#[tokio::test]
+async fn results_are_remembered_within_a_limit() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    let append = async |qualifier: &'static str, key: Option<IdempotencyKey>| {
+        let value = vec![b'v'; 9 << 20].into();
+        let rule = Some(read_modify_write_rule::Rule::Append(value));
+        let rules = vec![ReadModifyWriteRule { family_id: FAMILY.0, qualifier: qualifier.into(), rule }];
+        let request = ReadModifyWriteRequest { tablet: tablet_ref(TABLET), key, row: "r".into(), rules };
+        host.client().read_modify_write(request).await.map(drop).map_err(RpcError::from)
+    };
+    append("a", call(&cluster, 1)).await.expect("has room");
+    let refused = append("b", call(&cluster, 2)).await.expect_err("no room");
+    assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+    assert!(refused.retry_after_ms > 0);
+    append("c", None).await.expect("nothing is remembered of it");
+    let settled = call(&cluster, 3).map(|key| IdempotencyKey { first_incomplete: 2, ..key });
+    append("b", settled).await.expect("has room again");
 }

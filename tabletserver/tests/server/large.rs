@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uruk_proto::ErrorCode;
 use uruk_proto::master::TabletKey;
-use uruk_proto::tablet::RowMutations;
+use uruk_proto::tablet::{ReadModifyWriteRequest, ReadModifyWriteRule, RowMutations, read_modify_write_rule};
 use uruk_tabletserver::server::TabletServerConfig;
 
 use crate::cluster::*;
@@ -92,6 +92,25 @@ async fn what_is_too_large_is_refused_by_name_of_the_limit() {
     assert_eq!((refused.len(), refused[0].index, refused[0].code), (1, 1, ErrorCode::InvalidArgument as u32));
     assert!(refused[0].message.contains("the limit is 125829120"), "{}", refused[0].message);
     assert_eq!(host.values(TABLET).await, pairs(&[("b", "1"), ("c", "1")]));
+}
+
+#[tokio::test]
+async fn a_read_modify_write_is_no_larger_than_another_row_write() {
+    let cluster = Cluster::new().await;
+    cluster.master.with(|state| state.lease_ms = 60_000);
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    let half = bytes::Bytes::from(vec![b'v'; 61 << 20]);
+    let append = |qualifier: &'static str| ReadModifyWriteRule {
+        family_id: FAMILY.0,
+        qualifier: qualifier.into(),
+        rule: Some(read_modify_write_rule::Rule::Append(half.clone())),
+    };
+    let rules = vec![append("a"), append("b")];
+    let request = ReadModifyWriteRequest { tablet: tablet_ref(TABLET), key: None, row: "r".into(), rules };
+    let refused = uruk_proto::RpcError::from(host.client().read_modify_write(request).await.expect_err("too large"));
+    assert_eq!(refused.code, ErrorCode::InvalidArgument);
+    assert!(refused.message.contains("the limit is 125829120"), "{}", refused.message);
 }
 
 #[tokio::test]
