@@ -20,6 +20,7 @@ pub const TABLE_NAME_BYTES_MAX: usize = 50;
 pub const READ_MODIFY_WRITE_RULES_MAX: usize = 100_000;
 /// Most rows in one batch to one tablet.
 pub const BATCH_ROWS_MAX: usize = 100_000;
-/// Most lease renewals that one tablet server has under way, each with a report of its own: a report whose
-/// number is larger by more than this than one that was heard was gathered after that one was heard.
+/// Most by which the numbers of a tablet server's reports run ahead of the last one that a master granted: it
+/// gives no larger number before it has that answer. So a report whose number is larger by more than this
+/// than the largest that a master has heard is gathered after that moment.
 pub const REPORTS_IN_FLIGHT_MAX: u64 = 4;

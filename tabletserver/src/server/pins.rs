@@ -5,19 +5,24 @@
 //! while scans of them go on, and what a compaction's commit removes, from before the command is first
 //! sent until its outcome is known and the new view is installed.
 //!
-//! Invariants: (1) a report's number is given before its content is gathered, and grows by each; (2) a
-//! command that un-names files names the last number given after they were pinned: every report with a
+//! Invariants: (1) a report's number is given before its content is gathered, and never falls; it grows by
+//! each, but runs at most [`REPORTS_IN_FLIGHT_MAX`] ahead of the last that was heard for certain, and is
+//! given again then; (2) a command that un-names files names the last number given after they were pinned: every report with a
 //! larger number lists those that are still read.
 
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
+use uruk_proto::limits::REPORTS_IN_FLIGHT_MAX;
+
 use super::tablets::Tablets;
 
 #[derive(Debug, Default)]
 struct State {
     last_report: u64,
+    /// The largest number of a report that was answered by a grant.
+    last_heard: u64,
     /// How often each path is held.
     held: BTreeMap<String, usize>,
 }
@@ -37,8 +42,14 @@ impl Pins {
     /// The number of the report whose content is gathered next.
     pub fn next_report(&self) -> u64 {
         let mut state = self.0.lock();
-        state.last_report += 1;
+        state.last_report = (state.last_report + 1).min(state.last_heard + REPORTS_IN_FLIGHT_MAX);
         state.last_report
+    }
+
+    /// A report of this number was answered by a grant.
+    pub fn heard(&self, number: u64) {
+        let mut state = self.0.lock();
+        state.last_heard = state.last_heard.max(number);
     }
 
     /// The last number given; 0 before the first.
@@ -103,5 +114,17 @@ mod tests {
     fn report_numbers_grow_from_1() {
         let pins = Pins::default();
         assert_eq!((pins.last_report(), pins.next_report(), pins.next_report(), pins.last_report()), (0, 1, 2, 2));
+    }
+
+    #[test]
+    fn report_numbers_run_ahead_of_what_was_heard_by_so_many_only() {
+        let pins = Pins::default();
+        // However many renewals fail, a master that hears of number 1 late knows of 6: gathered later.
+        let numbers: Vec<u64> = (0..6).map(|_| pins.next_report()).collect();
+        assert_eq!(numbers, [1, 2, 3, 4, 4, 4]);
+        pins.heard(2);
+        pins.heard(1);
+        let numbers: Vec<u64> = (0..4).map(|_| pins.next_report()).collect();
+        assert_eq!(numbers, [5, 6, 6, 6]);
     }
 }

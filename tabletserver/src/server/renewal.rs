@@ -10,7 +10,6 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use uruk_base::Moment;
 use uruk_base::planted::{Planted, is_planted};
-use uruk_proto::limits::REPORTS_IN_FLIGHT_MAX;
 use uruk_proto::master::{RenewLeaseRequest, RenewLeaseResponse};
 use uruk_proto::{ErrorCode, RpcError};
 
@@ -20,7 +19,7 @@ use super::lease::LeaseStatus;
 use super::load;
 
 /// Renewals in flight.
-const IN_FLIGHT_MAX: usize = REPORTS_IN_FLIGHT_MAX as usize;
+const IN_FLIGHT_MAX: usize = 4;
 /// After a refused or failed renewal the next follows this soon.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
@@ -48,9 +47,10 @@ pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
         let until_send = if in_flight.len() < IN_FLIGHT_MAX { next_send.saturating_since(now) } else { left };
         tokio::select! {
             biased;
-            Some((sent, was_draining, result)) = in_flight.next(), if !in_flight.is_empty() => match result {
+            Some((sent, was_draining, number, result)) = in_flight.next(), if !in_flight.is_empty() => match result {
                 Ok(RenewLeaseResponse { granted: true, .. }) => {
                     server.incarnation.lease.granted(sent, clock.now());
+                    server.pins.heard(number);
                     if was_draining {
                         server.stop.note_known();
                     }
@@ -83,8 +83,8 @@ fn hint_at_silence<F>(server: &Server, in_flight: &FuturesUnordered<F>) {
     }
 }
 
-/// When it was sent, whether it told of a planned end, and the answer.
-async fn renew(server: &Server, timeout: Duration) -> (Moment, bool, Result<RenewLeaseResponse, RpcError>) {
+/// When it was sent, whether it told of a planned end, its report's number, and the answer.
+async fn renew(server: &Server, timeout: Duration) -> (Moment, bool, u64, Result<RenewLeaseResponse, RpcError>) {
     let draining = server.stop.is_asked();
     let report_number = server.pins.next_report();
     let load = load::report(server);
@@ -101,5 +101,5 @@ async fn renew(server: &Server, timeout: Duration) -> (Moment, bool, Result<Rene
     if let Err(error) = &result {
         server.masters.failed_at(&address, error);
     }
-    (sent, draining, result)
+    (sent, draining, report_number, result)
 }
