@@ -25,7 +25,10 @@ const STEADY: Duration = Duration::from_secs(10);
 /// An orphan looks for its parent this often.
 const ORPHAN_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// A single attempt to report a death takes at most this long.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// At its own end the parent tries to report the last death for at most this long: the masters may be
+/// going down as well.
+const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Settings of the watching parent.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,8 +88,11 @@ pub async fn run(
         let end = WorkerEnd { nonce, how: describe(status) };
         tracing::info!(nonce, how = end.how, "worker ended");
         if is_stopping {
-            // One attempt: the masters may be going down with us.
-            let _ = masters.attempt(|master| report(master, &end)).await;
+            let call = masters.call("report death", |master| report(master, &end));
+            let told = env.clock.timeout(LAST_REPORT_PATIENCE, call).await.is_ok_and(|answer| answer.result.is_ok());
+            if !told {
+                tracing::warn!(nonce, "no master takes the report of the last worker's end");
+            }
             return Ok(end);
         }
         let (reporter, report_end) = (masters.clone(), end.clone());

@@ -7,6 +7,7 @@ mod lease;
 mod logs;
 mod master;
 mod objects;
+mod parent;
 mod pins;
 mod recovery;
 mod stop;

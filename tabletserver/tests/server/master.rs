@@ -55,6 +55,8 @@ pub struct State {
     /// Of each report: server, number, pinned files.
     pub reports: Vec<(u64, u64, Vec<String>)>,
     pub deaths: Vec<ReportDeathRequest>,
+    /// Reports of deaths are for another master while set.
+    pub leader: Option<String>,
     pub lease_ms: u32,
     pub renewal_ms: u32,
     /// Of each command by server and number: repeats get it again.
@@ -153,8 +155,13 @@ impl MasterControl for FakeMaster {
         &self,
         request: Request<ReportDeathRequest>,
     ) -> Result<Response<ReportDeathResponse>, Status> {
-        self.with(|state| state.deaths.push(request.into_inner()));
-        Ok(Response::new(ReportDeathResponse {}))
+        self.with(|state| {
+            if state.leader.is_some() {
+                return Err(RpcError::not_leader(state.leader.clone()).into());
+            }
+            state.deaths.push(request.into_inner());
+            Ok(Response::new(ReportDeathResponse {}))
+        })
     }
 
     async fn tablets_opened(
