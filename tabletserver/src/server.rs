@@ -134,6 +134,7 @@ pub(crate) struct Server {
     next_command: AtomicU64,
     next_file: AtomicU64,
     open_slots: Semaphore,
+    close_slots: Semaphore,
     replay_slots: Semaphore,
     sort_slots: Semaphore,
     read_slots: Arc<Semaphore>,
@@ -212,6 +213,8 @@ impl TabletServer {
         tokio::select! {
             biased;
             _ = server.incarnation.ended() => {}
+            // A task panicked, or the process shuts down.
+            () = server.tasks.cancelled() => {}
             given_up = given_up => if given_up.is_err() {
                 tracing::warn!("ending before all tablets are released; their log will be recovered");
             },
@@ -286,6 +289,7 @@ async fn begin(
         next_command: AtomicU64::new(1),
         next_file: AtomicU64::new(1),
         open_slots: Semaphore::new(config.opens_max),
+        close_slots: Semaphore::new(config.closes_max),
         replay_slots: Semaphore::new(config.replays_max),
         sort_slots: Semaphore::new(config.sorts_max),
         read_slots: Arc::new(Semaphore::new(config.reads_max)),

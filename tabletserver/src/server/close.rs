@@ -65,6 +65,8 @@ impl Server {
 }
 
 async fn close(server: &Arc<Server>, tablet: &Arc<Tablet>) {
+    // Before the freeze: a tablet that waits for its turn is served.
+    let _slot = server.close_slots.acquire().await.expect("never closed");
     let started = server.env.clock.now();
     if tablet.store.memtable_bytes() > PRE_FLUSH_BYTES
         && let Err(error) = server.flush_tablet(tablet).await

@@ -2,8 +2,10 @@
 //!
 //! Invariants: (1) a tablet is served only after the master has answered that this server owns it;
 //! (2) every slice that the order names is read, or the tablet is reported as failed: nothing is
-//! skipped "anyway"; (3) what cannot be read now is tried again, what is damaged is reported; (4) a report
-//! names all recovery files that cannot be read: each one found alone would cost a read timeout of its own.
+//! skipped "anyway"; (3) what cannot be read now is tried again for a while, then reported, so that the
+//! master can give the tablet to another server; what is damaged is reported; (4) a report names all
+//! recovery files that cannot be read: each one found alone would cost a read timeout of its own; (5) an
+//! order that is over (its tablet closed, or assigned anew) is worked on no more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use uruk_proto::schema::TableSchema;
 use uruk_proto::{Epoch, SeqNo, TableId, TabletId};
 
 use super::Server;
+use super::close::CloseKind;
 use super::memory::Memory;
 use super::record::{RawRecord, Record};
 use super::recovery_file::{FOOTER_BYTES, SliceRef, parse_footer, parse_index, parse_slice};
@@ -37,9 +40,9 @@ const SLICES_IN_FLIGHT_MAX: usize = 16;
 /// Pause before what could not be read is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// A recovery file that cannot be read for this long counts as lost: its few copies may be gone for good,
-/// while the log that it was sorted from is still there.
-const RECOVERY_FILE_PATIENCE: Duration = Duration::from_secs(10);
+/// What cannot be read for this long is reported, and its tablet not opened. A recovery file then counts as
+/// lost: its few copies may be gone for good, while the log that it was sorted from is still there.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a tablet is not open.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,9 @@ enum OpenError {
     /// Something that cannot be made anew.
     #[error("{0}")]
     Damaged(String),
+    /// The tablet was closed, or assigned anew.
+    #[error("the order is over")]
+    OrderOver,
 }
 
 /// A recovery file that cannot be read.
@@ -77,7 +83,10 @@ impl Server {
     /// Takes an order; the work goes on in the background.
     pub fn order_open(self: &Arc<Self>, tablets: Vec<OpenTablet>) {
         if self.stop.is_asked() {
-            return; // the master will know soon, if it does not yet
+            // Never served here, so it can be released at once; in silence nobody would serve it until we end.
+            let rows = tablets.into_iter().filter_map(|order| order.row);
+            let keys = rows.map(|row| TabletKey { tablet_id: row.tablet_id, epoch: row.epoch }).collect();
+            return self.order_close(keys, CloseKind::Flush);
         }
         let files = Arc::new(RecoveryFiles::default());
         let fresh: Vec<OpenTablet> = tablets
@@ -102,24 +111,27 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
     let Some(row) = order.row.clone() else { return };
     let (id, epoch) = (TabletId(row.tablet_id), Epoch(row.epoch));
     let started = server.env.clock.now();
+    let mut failing_since = None;
     let result = loop {
         let slot = server.open_slots.acquire().await.expect("never closed");
+        if !server.tablets.is_opening_at(id, epoch) {
+            break Err(OpenError::OrderOver);
+        }
         let result = open(&server, &files, &order, row.clone()).await;
         // Others may open while this one waits.
         drop(slot);
+        let now = server.env.clock.now();
+        let is_patient = now.saturating_since(*failing_since.get_or_insert(now)) < PATIENCE;
         match result {
             // It has to be opened again anyway: those that do not answer go with those that are lost.
-            Err(OpenError::RecoveryFiles(files))
-                if files.iter().any(|file| file.is_lost)
-                    || server.env.clock.since(started) >= RECOVERY_FILE_PATIENCE =>
-            {
+            Err(OpenError::RecoveryFiles(files)) if files.iter().any(|file| file.is_lost) => {
                 break Err(OpenError::RecoveryFiles(files));
             }
-            Err(error @ (OpenError::Unavailable(..) | OpenError::RecoveryFiles(_))) => {
+            Err(error @ (OpenError::Unavailable(..) | OpenError::RecoveryFiles(_))) if is_patient => {
                 tracing::warn!(tablet = %id, %error, "cannot open the tablet yet");
                 server.env.clock.sleep(RETRY_DELAY).await;
             }
-            result @ (Ok(_) | Err(OpenError::Damaged(_))) => break result,
+            result => break result,
         }
     };
     match result {
@@ -135,12 +147,13 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
                 server.wake_opened.notify_one();
             }
         }
+        Err(error @ OpenError::OrderOver) => tracing::info!(tablet = %id, %epoch, %error, "tablet is not opened"),
         Err(error) => {
             tracing::error!(tablet = %id, %epoch, %error, "tablet cannot be opened");
             server.tablets.abort_opening(id, epoch);
             let lost_recovery_files = match &error {
                 OpenError::RecoveryFiles(files) => files.iter().map(|file| file.path.clone()).collect(),
-                OpenError::Unavailable(..) | OpenError::Damaged(_) => vec![],
+                OpenError::Unavailable(..) | OpenError::Damaged(_) | OpenError::OrderOver => vec![],
             };
             let key = TabletKey { tablet_id: row.tablet_id, epoch: row.epoch };
             report_failure(&server, key, error.to_string(), lost_recovery_files).await;
@@ -186,6 +199,9 @@ async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: M
     } else {
         // Processor work: more at a time would only make the first tablets wait for the last.
         let _slot = server.replay_slots.acquire().await.expect("never closed");
+        if !server.tablets.is_opening_at(TabletId(row.tablet_id), Epoch(row.epoch)) {
+            return Err(OpenError::OrderOver);
+        }
         let store = store.clone();
         server.env.tasks.blocking(move || apply(&store, memory, records, last)).await?
     };

@@ -73,7 +73,8 @@ impl Server {
         Closing(self.clone())
     }
 
-    /// Flushes and releases all tablets; dropped when that takes too long.
+    /// Flushes and releases all tablets, also those that are being opened; dropped when that takes too long,
+    /// or when the tasks that do it are gone.
     pub async fn give_up_tablets(self: &Arc<Self>) {
         self.stop.phase.send_if_modified(|phase| {
             let is_first = *phase == Stopping::No;
@@ -86,10 +87,10 @@ impl Server {
         self.stop.reached(|phase| phase == Stopping::Known).await;
         let mut closing = self.stop.closing.subscribe();
         loop {
-            let keys = self.tablets.loaded().iter().map(|tablet| tablet.key()).collect();
-            self.order_close(keys, CloseKind::Flush);
+            self.order_close(self.tablets.keys(), CloseKind::Flush);
             closing.wait_for(|closing| *closing == 0).await.expect("the sender is ours");
-            if self.tablets.loaded().is_empty() {
+            // After a task's panic nobody closes what is left.
+            if self.tablets.keys().is_empty() || self.tasks.is_cancelled() {
                 return;
             }
         }

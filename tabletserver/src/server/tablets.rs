@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
+use uruk_proto::master::TabletKey;
 use uruk_proto::tablet::TabletRef;
 use uruk_proto::{Epoch, ErrorCode, RpcError, TabletId};
 
@@ -108,6 +109,17 @@ impl Tablets {
         if matches!(slots.by_id.get(&id), Some(Slot::Opening(opening)) if *opening == epoch) {
             slots.by_id.remove(&id);
         }
+    }
+
+    /// Whether the tablet is being opened under this epoch.
+    pub fn is_opening_at(&self, id: TabletId, epoch: Epoch) -> bool {
+        matches!(self.0.read().by_id.get(&id), Some(Slot::Opening(opening)) if *opening == epoch)
+    }
+
+    /// All tablets that are here, or about to be: in memory, or being opened.
+    pub fn keys(&self) -> Vec<TabletKey> {
+        let slots = self.0.read();
+        slots.by_id.iter().map(|(id, slot)| TabletKey { tablet_id: id.0, epoch: slot.epoch().0 }).collect()
     }
 
     /// Whether tablets are being opened.

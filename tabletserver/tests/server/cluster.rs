@@ -70,6 +70,8 @@ pub struct Cluster {
     pub objects: Arc<InMemory>,
     /// Recovery files cannot be read while set.
     pub hides_recovery_files: Arc<AtomicBool>,
+    /// Nor can all others.
+    pub hides_files: Arc<AtomicBool>,
     pub logs: MemoryLogs,
 }
 
@@ -89,8 +91,8 @@ impl Cluster {
         });
         let clock = Arc::default();
         let logs = MemoryLogs::new(segment_bytes);
-        let (objects, hides_recovery_files) = (Arc::default(), Arc::default());
-        Cluster { env, clock, master, master_address, objects, hides_recovery_files, logs }
+        let (objects, hides_recovery_files, hides_files) = (Arc::default(), Arc::default(), Arc::default());
+        Cluster { env, clock, master, master_address, objects, hides_recovery_files, hides_files, logs }
     }
 
     pub fn config(&self) -> TabletServerConfig {
@@ -102,7 +104,8 @@ impl Cluster {
     }
 
     pub async fn start_with(&self, config: TabletServerConfig) -> Host {
-        let objects: Arc<dyn ObjectStore> = self.objects.clone();
+        let objects = FaultyObjects { inner: self.objects.clone(), is_unreadable: self.hides_files.clone() };
+        let objects: Arc<dyn ObjectStore> = Arc::new(objects);
         let recovery_objects =
             FaultyObjects { inner: self.objects.clone(), is_unreadable: self.hides_recovery_files.clone() };
         let recovery_objects = Arc::new(recovery_objects);

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use uruk_base::commit_log::Lsn;
+use uruk_proto::master::{OpenTablet, TabletKey};
 use uruk_proto::tablet::SortSegmentRequest;
 use uruk_proto::{ErrorCode, RpcError};
 
@@ -241,4 +242,48 @@ async fn timestamps_do_not_fall_on_the_next_owner() {
     let after = next.scan(TABLET).await[0].cells[0].timestamp;
     assert!(after >= before);
     assert_eq!(after % 1000, 0, "milliseconds");
+}
+
+/// A tablet of which everything is in files, and the order for the next server.
+async fn released_tablet(cluster: &Cluster) -> (Host, OpenTablet) {
+    cluster.master.with(|state| state.lease_ms = 60_000);
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", "1").await;
+    host.server.stop().await.expect("stops");
+    cluster.master.with(|state| state.rows.get_mut(&TABLET).expect("row").needed_logs.clear());
+    let next = cluster.start().await;
+    let order = cluster.assign(&next, TABLET, vec![]);
+    cluster.hides_files.store(true, Ordering::Relaxed);
+    next.order_open(vec![order.clone()]).await;
+    cluster.let_time_pass().await;
+    assert!(cluster.master.with(|state| state.failed.is_empty()), "it is tried again for a while");
+    (next, order)
+}
+
+#[tokio::test]
+async fn a_tablet_whose_files_cannot_be_read_for_long_is_reported() {
+    let cluster = Cluster::new().await;
+    let (next, order) = released_tablet(&cluster).await;
+    cluster.clock.jump(Duration::from_secs(10));
+    cluster.until("it fails", || !cluster.master.with(|state| state.failed.is_empty())).await;
+    let failed = cluster.master.with(|state| state.failed.remove(0));
+    assert!(failed.lost_recovery_files.is_empty() && failed.reason.contains(".mem"), "{failed:?}");
+    assert_eq!(next.try_scan(TABLET).await.expect_err("given up").code, ErrorCode::StaleLocation);
+    cluster.hides_files.store(false, Ordering::Relaxed);
+    next.order_open(vec![order]).await;
+    next.until_serving(TABLET).await;
+    assert_eq!(next.values(TABLET).await, pairs(&[("a", "1")]));
+}
+
+#[tokio::test]
+async fn an_opening_that_is_closed_ends() {
+    let cluster = Cluster::new().await;
+    let (next, _) = released_tablet(&cluster).await;
+    let key = TabletKey { tablet_id: TABLET, epoch: 2 };
+    next.order_close(key, false).await;
+    cluster.until("it is released", || cluster.master.with(|state| state.released.contains(&key))).await;
+    cluster.clock.jump(Duration::from_secs(10));
+    cluster.let_time_pass().await;
+    assert!(cluster.master.with(|state| state.failed.is_empty()), "nobody works on it any more");
 }
