@@ -81,6 +81,12 @@ impl Config {
         }
     }
 
+    /// Takes a snapshot after this many entries, and keeps no more than that behind it.
+    pub fn snapshot_after(&mut self, entries: u64) {
+        self.snapshot_every_entries = entries;
+        self.entries_kept = self.entries_kept.min(entries);
+    }
+
     /// The address of `node`, if it is another member than this one.
     pub(crate) fn other_member(&self, node: Option<u64>) -> Option<String> {
         let node = node.filter(|node| *node != self.node)?;

@@ -85,7 +85,8 @@ impl Controller {
         if members.is_empty() {
             members.insert(config.node, address.to_owned());
         }
-        let raft = uruk_consensus::Config::new(GROUP, config.node, members);
+        let mut raft = uruk_consensus::Config::new(GROUP, config.node, members);
+        raft.snapshot_after(config.snapshot_every_entries);
         let raft_folder = config.folder.join(RAFT_FOLDER);
         let consensus = Consensus::start(env, raft, &raft_folder, ControllerState::default()).await?;
         let core = Arc::new(Core::new(env, config, folder, consensus.clone()));

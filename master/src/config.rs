@@ -69,6 +69,8 @@ pub struct Tuning {
     pub delete_files_max: usize,
     /// Most renewals that wait for one confirmation of leadership.
     pub renewals_waiting_max: usize,
+    /// The state is saved, and the Raft log cut, after this many entries.
+    pub snapshot_every_entries: u64,
 }
 
 fn one() -> u64 {
@@ -94,6 +96,7 @@ impl Default for Tuning {
             assign_tablets_max: 10_000,
             delete_files_max: 500,
             renewals_waiting_max: 10_000,
+            snapshot_every_entries: 10_000,
         }
     }
 }
@@ -161,6 +164,7 @@ impl Tuning {
             ("assign_tablets_max", self.assign_tablets_max as u64),
             ("delete_files_max", self.delete_files_max as u64),
             ("renewals_waiting_max", self.renewals_waiting_max as u64),
+            ("snapshot_every_entries", self.snapshot_every_entries),
         ] {
             check(setting, value > 0, "is zero".into())?;
         }

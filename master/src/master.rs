@@ -59,7 +59,8 @@ impl Master {
             true => [(config.node, address.clone())].into(),
             false => config.members.clone(),
         };
-        let group = Config::new(GROUP, config.node, members);
+        let mut group = Config::new(GROUP, config.node, members);
+        group.snapshot_after(config.tuning.snapshot_every_entries);
         let consensus = Consensus::start(&env, group, &folder.path().join("raft"), State::new()).await?;
         let (confirmations, waiting) = mpsc::channel(config.tuning.renewals_waiting_max);
         let shared = Arc::new(Shared {

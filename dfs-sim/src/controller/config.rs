@@ -49,6 +49,8 @@ pub struct ControllerConfig {
     pub sweep_per_tick_max: usize,
     /// Ids issued by one command for puts and chunks.
     pub ids_per_block: u32,
+    /// The state is saved, and the Raft log cut, after this many entries.
+    pub snapshot_every_entries: u64,
 }
 
 /// A setting lies outside of what works.
@@ -84,6 +86,7 @@ impl ControllerConfig {
             pieces_per_tick_max: 10_000,
             sweep_per_tick_max: 256,
             ids_per_block: 1_024,
+            snapshot_every_entries: 10_000,
         }
     }
 

@@ -199,8 +199,15 @@ async fn tablet_server(env: &Env, host: &Host, setting: &Setting) -> Result<()> 
         setting.plan.tuning.tablet_server(address(host.name()), host.name().to_owned(), nonce, &setting.masters);
     let server = Arc::new(TabletServer::start(env, config, storage).await?);
     setting.registry.tablet_server(host.name(), &server);
-    let why = server.wait().await;
-    Err(why.into())
+    let planned = setting.registry.planned_end(host.name());
+    tokio::select! {
+        biased;
+        why = server.wait() => Err(why.into()),
+        () = planned.notified() => {
+            server.stop().await?;
+            anyhow::bail!("planned end")
+        }
+    }
 }
 
 /// Reports ends of tablet servers when the observer says so.

@@ -10,9 +10,11 @@ use std::time::Duration;
 use uruk_base::Random;
 
 use crate::cluster::Role;
+use crate::scenario::Scenario;
 use crate::tuning::DISK_RESERVE_BYTES;
 use crate::world::{Link, World};
 
+mod compose;
 mod draw;
 mod hit;
 
@@ -67,11 +69,36 @@ pub enum Fault {
     PauseTabletServer,
     /// ... a master's.
     PauseMaster,
+    /// A tablet server is asked to end.
+    PlannedEnd,
+    /// The leading master hears of one tablet server only.
+    LonelyLeader,
+    /// What a tablet server and the masters say to each other waits for longer than a lease.
+    HoldReports,
+    /// ... for less than a lease.
+    SlowCommits,
+    /// A tablet server is killed soon after one of its log's replicas began to lag.
+    LagThenKill,
+    /// A tablet server ends, and another one cannot read for a while.
+    Unreadable,
+    /// A tablet server writes on while the masters do not hear of it; what it writes may be held, or slow.
+    LivingWriter,
 }
 
-/// What ends a fault.
+impl Fault {
+    /// Whether it takes its time.
+    fn has_steps(self) -> bool {
+        use Fault::{HoldReports, LagThenKill, LivingWriter, LonelyLeader, PlannedEnd, SlowCommits, Unreadable};
+        matches!(self, HoldReports | LagThenKill | LivingWriter | LonelyLeader | PlannedEnd | SlowCommits | Unreadable)
+    }
+}
+
+/// What ends a fault, or goes on with it.
 #[derive(Clone, Debug)]
 enum Undo {
+    Crash(String),
+    Hold(Vec<Link>, Duration),
+    PowerLoss(Vec<String>, Duration),
     Restart(String),
     Unblock(Vec<Link>),
     Release(Vec<Link>),
@@ -86,6 +113,9 @@ pub struct Nemesis {
     draw: Draw,
     faults: &'static [Fault],
     gap: Duration,
+    deliberate: bool,
+    /// No other fault of several steps before this.
+    steps_until: Duration,
     next: Duration,
     end: Duration,
     undo: Vec<(Duration, Undo)>,
@@ -95,14 +125,27 @@ pub struct Nemesis {
 
 /// A process that ended by itself is started again after this, at most.
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Among other faults, one of several steps comes this often at most.
+const STEPS_TIME: Duration = Duration::from_secs(6);
 /// No fault before this: the cluster starts.
 const QUIET_START: Duration = Duration::from_secs(2);
 
 impl Nemesis {
-    /// Begins quietly, and stops at `end`.
-    pub fn new(seed: u64, faults: &'static [Fault], gap: Duration, end: Duration) -> Nemesis {
+    /// Begins quietly, and stops at `end`. A scenario with a gap of its own gets one fault at a time.
+    pub fn new(seed: u64, scenario: Scenario, gap: Duration, end: Duration) -> Nemesis {
         let draw = Draw(Random::from_seed(seed ^ 0x6e65_6d65));
-        Nemesis { draw, faults, gap, next: QUIET_START, end, undo: Vec::new(), done: 0 }
+        let deliberate = scenario.gap();
+        Nemesis {
+            draw,
+            faults: scenario.faults(),
+            gap: deliberate.unwrap_or(gap),
+            deliberate: deliberate.is_some(),
+            steps_until: Duration::ZERO,
+            next: QUIET_START,
+            end,
+            undo: Vec::new(),
+            done: 0,
+        }
     }
 
     /// What is due now.
@@ -111,14 +154,24 @@ impl Nemesis {
         let now = world.now();
         while let Some(due) = self.undo.iter().position(|(at, _)| *at <= now) {
             let (_, undo) = self.undo.remove(due);
-            undo.apply(world);
+            self.apply(undo, world);
         }
         if now >= self.next && now < self.end && !self.faults.is_empty() {
             let fault = *self.draw.one(self.faults).expect("not empty");
+            if fault.has_steps() && now < self.steps_until {
+                return;
+            }
+            if fault.has_steps() && !self.deliberate {
+                self.steps_until = now + STEPS_TIME;
+            }
             self.hit(fault, world);
             self.done += 1;
-            // Sometimes two at once.
-            self.next = if self.draw.chance(0.2) { now } else { now + self.draw.about(self.gap) };
+            self.next = match self.deliberate {
+                true => now + self.gap.mul_f64(0.7) + self.draw.up_to(self.gap.mul_f64(0.6)),
+                // Sometimes two at once.
+                false if self.draw.chance(0.2) => now,
+                false => now + self.draw.about(self.gap),
+            };
         }
     }
 
@@ -126,7 +179,7 @@ impl Nemesis {
     pub fn heal(&mut self, world: &mut World) {
         for (_, undo) in std::mem::take(&mut self.undo) {
             if let Undo::ReportDeath(_) = undo {
-                undo.apply(world);
+                self.apply(undo, world);
             }
         }
         world.heal();
@@ -165,9 +218,28 @@ impl Nemesis {
     }
 }
 
-impl Undo {
-    fn apply(self, world: &mut World) {
-        match self {
+impl Nemesis {
+    fn apply(&mut self, undo: Undo, world: &mut World) {
+        match undo {
+            Undo::Crash(name) => {
+                if world.is_up(&name) {
+                    world.crash(&name);
+                    let nonce = world.setting.registry.nonce(&name);
+                    nonce.into_iter().for_each(|nonce| world.setting.registry.report_death(nonce));
+                    let after = self.draw.up_to(RESTART_DELAY_MAX);
+                    self.later(world, after, Undo::Restart(name));
+                }
+            }
+            Undo::Hold(links, time) => {
+                let held = world.hold(&links);
+                self.later(world, time, Undo::Release(held));
+            }
+            Undo::PowerLoss(names, restart) => {
+                for name in names {
+                    world.power_loss(&name);
+                    self.later(world, restart, Undo::Restart(name));
+                }
+            }
             Undo::Restart(name) => world.restart(&name),
             Undo::Unblock(links) => world.unblock(&links),
             Undo::Release(links) => world.release(&links),

@@ -43,7 +43,7 @@ pub enum Command {
         #[arg(long, default_value_t = 200)]
         seeds_max: u64,
         /// Simulated seconds with faults
-        #[arg(long, default_value_t = 40)]
+        #[arg(long, default_value_t = 30)]
         seconds: u64,
         /// Processes at a time [default: one per core]
         #[arg(long)]

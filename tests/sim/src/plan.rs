@@ -12,8 +12,13 @@ use crate::workload::Workload;
 
 /// Beyond the bound: clocks are wrong by up to this many parts per million.
 const BEYOND_PPM: u32 = 400_000;
+/// A holder of leases whose clock is this slow, and a grantor whose clock is this fast: between their ideas
+/// of one lease, the fence alone keeps a log from growing.
+const FENCE_RATES: (f64, f64) = (0.5, 1.4);
 /// Wall clocks are wrong by up to this many microseconds.
 const WALL_ERROR_MICROS: u64 = 200_000;
+/// Steps of simulated time, in milliseconds: nothing is seen, killed or delivered between two of them.
+const TICK_MS: [usize; 4] = [1, 2, 2, 4];
 /// The network's usual greatest delay, in microseconds.
 const LATENCY_MICROS: [u64; 4] = [500, 1_000, 3_000, 10_000];
 
@@ -40,6 +45,8 @@ pub struct Plan {
     pub fault_gap: Duration,
     /// How long they come.
     pub fault_time: Duration,
+    /// A step of simulated time.
+    pub tick: Duration,
     /// Messages take up to this long.
     pub latency: Duration,
     /// Which chunk server is the one whose disk may lose data.
@@ -47,6 +54,8 @@ pub struct Plan {
     /// How durable sorted recovery files are. Not synced, which is the default elsewhere, they are lost when
     /// all machines lose power, and are made again one by one.
     pub recovery_files: Durability,
+    /// Pauses of workloads are multiplied by this.
+    pub pace: f64,
     clock_ppm: u32,
 }
 
@@ -61,7 +70,7 @@ impl Plan {
         let kept = pick(&[3, 4, workloads.len()]).min(workloads.len());
         let clients = (0..clients).map(|n| workloads[..kept].iter().copied().skip(n).step_by(clients).collect());
         let chunk_servers = pick(&[4, 5]);
-        let masters_matter = matches!(scenario, Scenario::Masters | Scenario::ClockBeyond);
+        let masters_matter = matches!(scenario, Scenario::Masters | Scenario::ClockBeyond | Scenario::LonelyLeader);
         Plan {
             seed,
             scenario,
@@ -70,22 +79,37 @@ impl Plan {
             masters: if masters_matter { 3 } else { pick(&[1, 3, 3]) },
             tablet_servers: pick(&[3, 4]),
             clients: clients.collect(),
-            tuning: Tuning::draw(&random),
+            tuning: Tuning::draw(&random, scenario),
             fault_gap: Duration::from_millis(pick(&[300, 1_000, 3_000]) as u64),
             fault_time,
+            tick: Duration::from_millis(pick(&TICK_MS) as u64),
             latency: Duration::from_micros(LATENCY_MICROS[random.range(0..LATENCY_MICROS.len() as u64) as usize]),
             damaged: random.range(1..chunk_servers as u64 + 1) as usize,
             recovery_files: Durability::Replicated,
+            pace: if matches!(scenario, Scenario::Fence | Scenario::Lag) { 0.2 } else { 1.0 },
             clock_ppm: match scenario {
                 Scenario::ClockBeyond => BEYOND_PPM,
-                Scenario::Calm => 0,
+                Scenario::Calm | Scenario::Fence => 0,
                 _ => [0, CLOCK_RATE_ERROR_PPM][pick(&[0, 1])],
             },
         }
     }
 
+    /// Whether clock rates differ by more than the masters are told.
+    pub fn is_beyond_bound(&self) -> bool {
+        matches!(self.scenario, Scenario::ClockBeyond | Scenario::Fence)
+    }
+
     /// How wrong this machine's clocks are. The observer's parents and clients are right.
     pub fn clock_of(&self, name: &str) -> ClockError {
+        if self.scenario == Scenario::Fence {
+            let rate = match name.split_once('-') {
+                Some(("ts", _)) => FENCE_RATES.0,
+                Some(("master", _)) => FENCE_RATES.1,
+                _ => 1.0,
+            };
+            return ClockError { rate, wall_micros: 0 };
+        }
         if self.clock_ppm == 0 {
             return ClockError::NONE;
         }

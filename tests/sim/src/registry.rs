@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use uruk_dfs_sim::controller::Controller;
 use uruk_master::Master;
 use uruk_tabletserver::server::TabletServer;
@@ -24,6 +25,7 @@ struct Inner {
     clients: BTreeMap<String, Progress>,
     reports: VecDeque<u64>,
     may_verify: bool,
+    planned_ends: BTreeMap<String, Arc<Notify>>,
 }
 
 /// How far a client is.
@@ -81,6 +83,11 @@ impl Registry {
     /// The nonce of the newest launch on this host.
     pub fn nonce(&self, host: &str) -> Option<u64> {
         self.0.lock().nonces.get(host).copied()
+    }
+
+    /// What wakes the process on this host when its end is planned.
+    pub fn planned_end(&self, host: &str) -> Arc<Notify> {
+        self.0.lock().planned_ends.entry(host.to_owned()).or_default().clone()
     }
 
     /// A process has ended on its own.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::nemesis::Fault;
 
@@ -45,7 +46,7 @@ scenarios! {
     /// Everything that is tolerated, alone and together.
     Mix = "mix" [
         Crash, Crash, Crash, PowerLoss, PowerLossOfAll, Partition, OneWay, Hold, Reset, SlowNetwork, SlowDisk,
-        StalledDisk, FullDisk, DamagedDisk, FlippedBit, Pause
+        StalledDisk, FullDisk, DamagedDisk, FlippedBit, Pause, PlannedEnd, LonelyLeader, HoldReports, LagThenKill, Unreadable
     ],
     /// Nothing goes wrong.
     Calm = "calm" [],
@@ -73,11 +74,36 @@ scenarios! {
     ClockBeyond = "clock-beyond" [
         CutTabletServer, CutTabletServer, PauseTabletServer, CrashTabletServer, CrashStorage, SlowDisk, Partition
     ],
+    /// The leading master hears of nobody but one tablet server, and others elect another one.
+    LonelyLeader = "lonely-leader" [LonelyLeader],
+    /// What a tablet server tells the masters arrives when its tablets are elsewhere.
+    LateReports = "late-reports" [HoldReports],
+    /// A log's replicas are of different lengths when its writer is killed.
+    Lag = "lag" [LagThenKill],
+    /// Servers that should open tablets cannot read, and others open them.
+    Unreadable = "unreadable" [Unreadable],
+    /// Writers live on while their logs are sealed: their clocks are slow, and the masters' fast, beyond the bound.
+    Fence = "fence" [LivingWriter],
+    /// Files are written long before they are named, and unnamed files are looked for all the time.
+    SlowCommits = "slow-commits" [SlowCommits, SlowCommits, SlowDisk, CrashTabletServer],
     /// All machines lose power while logs are recovered, and sorted recovery files are not synced.
     LostRecoveryFiles = "lost-recovery-files" [PowerLossOfAll, Crash],
 }
 
 impl Scenario {
+    /// Faults that take their time come one after the other, about this often; None: any time, several at once.
+    pub fn gap(self) -> Option<Duration> {
+        let ms = match self {
+            Scenario::LonelyLeader => 11_000,
+            Scenario::LateReports | Scenario::Unreadable => 6_000,
+            Scenario::Fence => 7_500,
+            Scenario::Lag => 2_500,
+            Scenario::SlowCommits => 700,
+            _ => return None,
+        };
+        Some(Duration::from_millis(ms))
+    }
+
     /// What seeds draw from. Lost recovery files are not among them: making them again has no bound yet.
     const DRAWN: &'static [Scenario] = Scenario::ALL.split_at(Scenario::ALL.len() - 1).0;
 

@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
@@ -16,6 +18,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Events kept for the report of a violation.
 const LAST_EVENTS_MAX: usize = 80;
+
+/// Simulated time, for events between two steps of it.
+static OUTSIDE_MICROS: AtomicU64 = AtomicU64::new(0);
+
+/// Events from now on, unless they happen inside of a simulated process, are at this time.
+pub fn set_time_outside(at: Duration) {
+    OUTSIDE_MICROS.store(at.as_micros() as u64, Ordering::Relaxed);
+}
 
 /// Handle on the trace of this process's run.
 #[derive(Clone)]
@@ -90,7 +100,8 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Trace {
 
     fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
-        let at = turmoil::sim_elapsed().unwrap_or_default();
+        let outside = || Duration::from_micros(OUTSIDE_MICROS.load(Ordering::Relaxed));
+        let at = turmoil::sim_elapsed().unwrap_or_else(outside);
         let mut state = self.0.lock();
         let state = &mut *state;
         state.events += 1;

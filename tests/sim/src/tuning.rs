@@ -10,6 +10,8 @@ use uruk_dfs_sim::controller::ControllerConfig;
 use uruk_master::MasterConfig;
 use uruk_tabletserver::server::TabletServerConfig;
 
+use crate::scenario::Scenario;
+
 /// Bound on the error of any machine's clock rate that the masters are told, in parts per million.
 pub const CLOCK_RATE_ERROR_PPM: u32 = 10_000;
 /// Room that a chunk server keeps for fences and metadata, in bytes.
@@ -31,6 +33,12 @@ pub struct Tuning {
     compaction_files_min: usize,
     meta_tablet_rows_max: usize,
     frames_in_flight: usize,
+    snapshot_every_entries: u64,
+    renewal_ms: u32,
+    sweep_every: Duration,
+    open_patience_ms: u64,
+    /// A log's replica is given up after this.
+    stalled_replica_ms: u64,
 }
 
 fn pick<T: Copy>(random: &Random, from: &[T]) -> T {
@@ -39,8 +47,8 @@ fn pick<T: Copy>(random: &Random, from: &[T]) -> T {
 
 impl Tuning {
     /// Draws the sizes.
-    pub fn draw(random: &Random) -> Tuning {
-        Tuning {
+    pub fn draw(random: &Random, scenario: Scenario) -> Tuning {
+        let mut tuning = Tuning {
             memtable_bytes: pick(random, &[4 << 10, 16 << 10, 64 << 10]),
             unflushed_log_bytes: pick(random, &[16 << 10, 64 << 10, 256 << 10]),
             segment_bytes: pick(random, &[4 << 10, 16 << 10, 64 << 10]),
@@ -50,6 +58,36 @@ impl Tuning {
             compaction_files_min: pick(random, &[2, 3]),
             meta_tablet_rows_max: pick(random, &[2, 4, 100]),
             frames_in_flight: pick(random, &[1, 2, 4]),
+            snapshot_every_entries: pick(random, &[10, 50, 10_000]),
+            renewal_ms: 1_000,
+            sweep_every: SWEEP_INTERVAL,
+            open_patience_ms: pick(random, &[2_500, 30_000]),
+            stalled_replica_ms: 1_000,
+        };
+        tuning.suit(scenario);
+        tuning
+    }
+
+    /// What a scenario needs in order to come about often.
+    fn suit(&mut self, scenario: Scenario) {
+        match scenario {
+            Scenario::Fence => {
+                // Between a slow holder's clock and a fast grantor's.
+                self.renewal_ms = 300;
+                self.segment_bytes = 2 << 10;
+                self.unflushed_log_bytes = 256 << 10;
+                self.memtable_bytes = 64 << 10;
+                self.stalled_replica_ms = 4_000;
+            }
+            Scenario::SlowCommits => {
+                self.sweep_every = Duration::from_millis(200);
+                self.memtable_bytes = 4 << 10;
+            }
+            Scenario::Unreadable => self.open_patience_ms = 1_500,
+            // What is not flushed is what a recovery must bring back.
+            Scenario::Lag => (self.memtable_bytes, self.unflushed_log_bytes) = (64 << 10, 256 << 10),
+            Scenario::LateReports => self.memtable_bytes = 4 << 10,
+            _ => {}
         }
     }
 
@@ -67,6 +105,7 @@ impl Tuning {
             repair_tick: ms(300),
             copy_timeout: ms(4_000),
             ids_per_block: 16,
+            snapshot_every_entries: self.snapshot_every_entries,
             ..ControllerConfig::new("/data", listen)
         }
     }
@@ -102,7 +141,8 @@ impl Tuning {
             log_frames_in_flight: self.frames_in_flight,
             log_segment_bytes: self.segment_bytes,
             log_write_deadline_ms: 8_000,
-            log_stalled_replica_ms: 1_000,
+            log_slow_replica_ms: self.stalled_replica_ms * 3 / 10,
+            log_stalled_replica_ms: self.stalled_replica_ms,
             seal_attempt_ms: 600,
             seal_deadline_ms: 8_000,
             ..DfsClientConfig::new(controllers.to_vec())
@@ -121,7 +161,10 @@ impl Tuning {
         tuning.sort_deadline_ms = 10_000;
         tuning.order_deadline_ms = 2_000;
         tuning.order_repeat_ms = 3_000;
-        tuning.sweep_every_ms = SWEEP_INTERVAL.as_millis() as u64;
+        tuning.sweep_every_ms = self.sweep_every.as_millis() as u64;
+        tuning.open_patience_ms = self.open_patience_ms;
+        tuning.renewal_ms = self.renewal_ms;
+        tuning.snapshot_every_entries = self.snapshot_every_entries;
         config
     }
 

@@ -43,6 +43,7 @@ impl World {
     /// One tick of simulated time.
     pub fn step(&mut self) -> Result<()> {
         self.sim.step().map_err(|error| anyhow::anyhow!("{error}"))?;
+        crate::trace::set_time_outside(self.sim.elapsed());
         Ok(())
     }
 
@@ -93,6 +94,12 @@ impl World {
         self.host(name).pause().resume();
         self.sim.crash(name);
         self.host(name).disk().process_crash();
+    }
+
+    /// Asks a tablet server to give up its tablets and end.
+    pub fn plan_end(&self, name: &str) {
+        tracing::info!(name, "fault: planned end");
+        self.setting.registry.planned_end(name).notify_waiters();
     }
 
     /// The machine loses power: the network goes first, so that nobody hears a farewell.

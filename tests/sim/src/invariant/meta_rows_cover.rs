@@ -15,7 +15,7 @@ impl Always for MetaRowsCover {
     }
 
     fn every_ticks(&self) -> u64 {
-        500
+        250
     }
 
     fn check(&mut self, world: &World) -> Result<(), String> {

@@ -9,9 +9,9 @@ use crate::cluster::Role;
 use crate::world::{Link, World};
 
 const SERVERS: [Role; 4] = [Role::Controller, Role::ChunkServer, Role::Master, Role::TabletServer];
-const STORAGE: [Role; 2] = [Role::Controller, Role::ChunkServer];
+pub(super) const STORAGE: [Role; 2] = [Role::Controller, Role::ChunkServer];
 
-const fn ms(ms: u64) -> Duration {
+pub(super) const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
@@ -70,6 +70,13 @@ impl Nemesis {
             Fault::Pause => self.pause(world, &SERVERS),
             Fault::PauseTabletServer => self.pause(world, &[Role::TabletServer]),
             Fault::PauseMaster => self.pause(world, &[Role::Master]),
+            Fault::PlannedEnd => self.planned_end(world),
+            Fault::LonelyLeader => self.lonely_leader(world),
+            Fault::HoldReports => self.hold_reports(world),
+            Fault::SlowCommits => self.slow_commits(world),
+            Fault::LagThenKill => self.lag_then_kill(world),
+            Fault::Unreadable => self.unreadable(world),
+            Fault::LivingWriter => self.living_writer(world),
         }
     }
 
@@ -175,13 +182,15 @@ impl Nemesis {
     }
 }
 
+/// In which directions.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Ways {
+pub(super) enum Ways {
     Both,
     One,
 }
 
-fn links(from: &[String], to: &[String], ways: Ways) -> Vec<Link> {
+/// Links from each of some to each of others.
+pub(super) fn links(from: &[String], to: &[String], ways: Ways) -> Vec<Link> {
     let forth = from.iter().flat_map(|a| to.iter().map(move |b| (a.clone(), b.clone())));
     let back = forth.clone().map(|(a, b)| (b, a)).filter(|_| ways == Ways::Both);
     forth.chain(back).collect()

@@ -76,7 +76,7 @@ impl Caller {
 
     /// Waits about this long; now and then far longer, since constant load hides bugs.
     pub async fn pause(&self, mean_ms: u64) {
-        let mut wait = self.random().jitter(Duration::from_millis(mean_ms));
+        let mut wait = self.random().jitter(Duration::from_millis(mean_ms).mul_f64(self.shared.pace));
         if self.random().range(0..60) == 0 {
             wait += Duration::from_millis(self.random().range(500..2_500));
         }

@@ -42,16 +42,19 @@ pub struct Shared {
     phase: Mutex<Phase>,
     tokens: AtomicU64,
     clients: AtomicU64,
+    /// Pauses are multiplied by this.
+    pub pace: f64,
 }
 
 impl Shared {
-    /// For a run with this seed.
-    pub fn new(_seed: u64) -> Arc<Shared> {
+    /// For a run whose workloads' pauses are multiplied by `pace`.
+    pub fn new(pace: f64) -> Arc<Shared> {
         Arc::new(Shared {
             history: History::default(),
             phase: Mutex::new(Phase::Faults),
             tokens: AtomicU64::new(0),
             clients: AtomicU64::new(0),
+            pace,
         })
     }
 
