@@ -362,7 +362,8 @@ impl Replica {
     /// anything but a full disk ends the process.
     async fn store_meta(&self, content: &mut Content, meta: ReplicaMeta) -> Result<(), StoreError> {
         let path = self.meta_path();
-        let is_fence = meta.fence != content.meta.as_ref().map_or(0, |old| old.fence) || !meta.has_log;
+        let is_empty = meta.sealed.as_ref().is_some_and(|sealed| sealed.length == 0);
+        let is_fence = is_empty || meta.fence != content.meta.as_ref().map_or(0, |old| old.fence) || !meta.has_log;
         let stored = match is_fence && is_planted(Planted::FenceForgotten) {
             true => Ok(()),
             false => self.host.env.disk.replace(&path, encode_meta(&meta)).await,

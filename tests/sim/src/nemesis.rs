@@ -83,13 +83,16 @@ pub enum Fault {
     Unreadable,
     /// A tablet server writes on while the masters do not hear of it; what it writes may be held, or slow.
     LivingWriter,
+    /// ... while its segments' members restart.
+    LivingWriterRestarts,
 }
 
 impl Fault {
     /// Whether it takes its time.
     fn has_steps(self) -> bool {
-        use Fault::{HoldReports, LagThenKill, LivingWriter, LonelyLeader, PlannedEnd, SlowCommits, Unreadable};
-        matches!(self, HoldReports | LagThenKill | LivingWriter | LonelyLeader | PlannedEnd | SlowCommits | Unreadable)
+        use Fault::*;
+        let living = matches!(self, LivingWriter | LivingWriterRestarts);
+        living || matches!(self, HoldReports | LagThenKill | LonelyLeader | PlannedEnd | SlowCommits | Unreadable)
     }
 }
 

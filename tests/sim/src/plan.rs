@@ -86,23 +86,28 @@ impl Plan {
             latency: Duration::from_micros(LATENCY_MICROS[random.range(0..LATENCY_MICROS.len() as u64) as usize]),
             damaged: random.range(1..chunk_servers as u64 + 1) as usize,
             recovery_files: Durability::Replicated,
-            pace: if matches!(scenario, Scenario::Fence | Scenario::Lag) { 0.2 } else { 1.0 },
+            pace: if matches!(scenario, Scenario::Fence | Scenario::FenceRestarts | Scenario::Lag) { 0.2 } else { 1.0 },
             clock_ppm: match scenario {
                 Scenario::ClockBeyond => BEYOND_PPM,
-                Scenario::Calm | Scenario::Fence => 0,
+                Scenario::Calm | Scenario::Fence | Scenario::FenceRestarts => 0,
                 _ => [0, CLOCK_RATE_ERROR_PPM][pick(&[0, 1])],
             },
         }
     }
 
+    /// Whether writers outlive the sealing of their logs.
+    fn has_living_writers(&self) -> bool {
+        matches!(self.scenario, Scenario::Fence | Scenario::FenceRestarts)
+    }
+
     /// Whether clock rates differ by more than the masters are told.
     pub fn is_beyond_bound(&self) -> bool {
-        matches!(self.scenario, Scenario::ClockBeyond | Scenario::Fence)
+        self.scenario == Scenario::ClockBeyond || self.has_living_writers()
     }
 
     /// How wrong this machine's clocks are. The observer's parents and clients are right.
     pub fn clock_of(&self, name: &str) -> ClockError {
-        if self.scenario == Scenario::Fence {
+        if self.has_living_writers() {
             let rate = match name.split_once('-') {
                 Some(("ts", _)) => FENCE_RATES.0,
                 Some(("master", _)) => FENCE_RATES.1,

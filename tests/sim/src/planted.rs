@@ -47,8 +47,8 @@ struct Found {
 /// Scenarios in which the bug can show at all; seeds take turns with them.
 fn suited(bug: Planted) -> &'static [Scenario] {
     use Scenario::{
-        Crash, CrashAndPower, Disk, Failover, Fence, Lag, LateReports, LonelyLeader, Network, Power, SlowCommits,
-        Unreadable,
+        Crash, CrashAndPower, Disk, Failover, Fence, FenceRestarts, Lag, LateReports, LonelyLeader, Network, Power,
+        SlowCommits, Unreadable,
     };
     match bug {
         Planted::NoFsync => &[Power, CrashAndPower],
@@ -57,15 +57,14 @@ fn suited(bug: Planted) -> &'static [Scenario] {
         Planted::ServesBeforeOpened => &[Unreadable],
         Planted::UnconfirmedRenewal => &[LonelyLeader],
         // Only a server that believes in its lease while its log is sealed can be late.
-        Planted::FenceNotChecked
-        | Planted::FenceForgotten
-        | Planted::AckAfterFence
-        | Planted::UnfencedReplica
-        | Planted::SegmentAfterClosing => &[Fence],
+        Planted::FenceNotChecked | Planted::AckAfterFence | Planted::UnfencedReplica | Planted::SegmentAfterClosing => {
+            &[Fence]
+        }
         Planted::SeqNosReused | Planted::AckBeforeDurable | Planted::VisibleBeforeDurable | Planted::ReplayedTwice => {
             &[Crash, Failover]
         }
         Planted::ReleasedAtFlushStart | Planted::FlushedAhead => &[Crash, Disk, Failover],
+        Planted::FenceForgotten => &[FenceRestarts],
         Planted::LateReport => &[LateReports],
         Planted::CollectedUnnamed => &[SlowCommits],
         Planted::LateFirstAttempt => &[Network, Failover],

@@ -84,6 +84,8 @@ scenarios! {
     Unreadable = "unreadable" [Unreadable],
     /// Writers live on while their logs are sealed: their clocks are slow, and the masters' fast, beyond the bound.
     Fence = "fence" [LivingWriter],
+    /// ... and chunk servers restart while what the writer asks of the controllers is slow to be answered.
+    FenceRestarts = "fence-restarts" [LivingWriterRestarts],
     /// Files are written long before they are named, and unnamed files are looked for all the time.
     SlowCommits = "slow-commits" [SlowCommits, SlowCommits, SlowDisk, CrashTabletServer],
     /// All machines lose power while logs are recovered, and sorted recovery files are not synced.
@@ -96,7 +98,7 @@ impl Scenario {
         let ms = match self {
             Scenario::LonelyLeader => 11_000,
             Scenario::LateReports | Scenario::Unreadable => 6_000,
-            Scenario::Fence => 7_500,
+            Scenario::Fence | Scenario::FenceRestarts => 7_500,
             Scenario::Lag => 2_500,
             Scenario::SlowCommits => 700,
             _ => return None,

@@ -71,13 +71,15 @@ impl Tuning {
     /// What a scenario needs in order to come about often.
     fn suit(&mut self, scenario: Scenario) {
         match scenario {
-            Scenario::Fence => {
+            Scenario::Fence | Scenario::FenceRestarts => {
                 // Between a slow holder's clock and a fast grantor's.
                 self.renewal_ms = 300;
-                self.segment_bytes = 2 << 10;
-                self.unflushed_log_bytes = 256 << 10;
-                self.memtable_bytes = 64 << 10;
+                // The writer, which cannot have files named, must not run out of memory.
+                self.memtable_bytes = 1 << 20;
+                self.unflushed_log_bytes = 4 << 20;
                 self.stalled_replica_ms = 4_000;
+                let is_small = scenario == Scenario::FenceRestarts || self.segment_bytes <= 4 << 10;
+                self.segment_bytes = if is_small { 2 << 10 } else { 64 << 10 };
             }
             Scenario::SlowCommits => {
                 self.sweep_every = Duration::from_millis(200);

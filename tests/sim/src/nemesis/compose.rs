@@ -103,7 +103,7 @@ impl Nemesis {
 
     /// Its lease runs on by its own clock, long after the masters had its log sealed. What it appends in the
     /// meantime may wait in the network, or for a disk; members may restart; the sealing may be slow.
-    pub(super) fn living_writer(&mut self, world: &mut World) {
+    pub(super) fn living_writer(&mut self, world: &mut World, restarts: bool) {
         let Some(writer) = self.running(world, Role::TabletServer) else { return };
         tracing::info!(writer, "fault: a writer lives on");
         let masters = world.names(&[Role::Master]);
@@ -111,30 +111,37 @@ impl Nemesis {
         let blocked = world.block(&links(&[writer.clone()], &masters, Ways::Both));
         let time = self.time_in(ms(4_500), ms(6_500));
         self.later(world, time, Undo::Unblock(blocked));
+        if restarts {
+            // A segment that it asked for is fenced before it hears of it.
+            let slow = links(&[writer], &world.names(&[Role::Controller]), Ways::One);
+            slow.iter().for_each(|link| world.set_latency(link, ms(900)));
+            self.later(world, time, Undo::Latency(slow));
+            let mut at = self.time_in(ms(1_700), ms(2_200));
+            for _ in 0..3 {
+                self.later(world, at, Undo::PowerLoss(members.clone(), ms(1)));
+                at += self.time_in(ms(200), ms(500));
+            }
+            return;
+        }
         match self.draw.below(4) {
             0 => {
                 let begin = self.time_in(ms(900), ms(2_200));
-                let length = self.time_in(ms(600), ms(2_500));
-                let held = if self.draw.chance(0.5) { members.clone() } else { self.draw.some(members.clone()) };
+                let length = self.time_in(ms(600), ms(2_000));
+                let held = if self.draw.chance(0.5) { members } else { self.draw.some(members) };
                 self.later(world, begin, Undo::Hold(links(&[writer], &held, Ways::One), length));
-                if self.draw.chance(0.7) {
-                    let off = begin + length.mul_f64(0.8);
-                    self.later(world, off, Undo::PowerLoss(members, ms(1)));
-                }
             }
             1 => {
-                let slow = links(&masters, &world.names(&STORAGE), Ways::One);
-                slow.iter().for_each(|link| world.set_latency(link, ms(400)));
-                self.later(world, time, Undo::Latency(slow));
-            }
-            2 => {
                 let delay = self.time_in(ms(50), ms(400));
                 for name in members {
                     world.host(&name).disk().faults(|faults| faults.sync_delay = delay);
                     self.later(world, time, Undo::Disk(name));
                 }
             }
-            _ => {}
+            _ => {
+                let slow = links(&masters, &world.names(&STORAGE), Ways::One);
+                slow.iter().for_each(|link| world.set_latency(link, ms(400)));
+                self.later(world, time, Undo::Latency(slow));
+            }
         }
     }
 }

@@ -76,7 +76,8 @@ impl Nemesis {
             Fault::SlowCommits => self.slow_commits(world),
             Fault::LagThenKill => self.lag_then_kill(world),
             Fault::Unreadable => self.unreadable(world),
-            Fault::LivingWriter => self.living_writer(world),
+            Fault::LivingWriter => self.living_writer(world, false),
+            Fault::LivingWriterRestarts => self.living_writer(world, true),
         }
     }
 
