@@ -41,7 +41,7 @@ impl Nemesis {
     /// It has tablets to open or to release at that time, at times.
     pub(super) fn hold_reports(&mut self, world: &mut World) {
         let Some(name) = self.running(world, Role::TabletServer) else { return };
-        let links = links(&[name.clone()], &world.names(&[Role::Master]), Ways::One);
+        let links = links(std::slice::from_ref(&name), &world.names(&[Role::Master]), Ways::One);
         let begin = self.draw.up_to(ms(600));
         let time = self.time_in(ms(3_200), ms(9_000));
         tracing::info!(name, "fault: late reports");
@@ -74,10 +74,10 @@ impl Nemesis {
         tracing::info!(writer, behind, "fault: a replica lags, then its writer is killed");
         let time = self.time_in(ms(50), ms(700));
         if self.draw.chance(0.5) {
-            let blocked = world.block(&links(&[writer.clone()], &[behind], Ways::Both));
+            let blocked = world.block(&links(std::slice::from_ref(&writer), &[behind], Ways::Both));
             self.later(world, time + ms(50), Undo::Unblock(blocked));
         } else {
-            let held = world.hold(&links(&[writer.clone()], &[behind], Ways::One));
+            let held = world.hold(&links(std::slice::from_ref(&writer), &[behind], Ways::One));
             self.later(world, time + ms(2_000), Undo::Release(held));
         }
         self.later(world, time, Undo::Crash(writer));
@@ -108,7 +108,7 @@ impl Nemesis {
         tracing::info!(writer, "fault: a writer lives on");
         let masters = world.names(&[Role::Master]);
         let members = world.names(&[Role::ChunkServer]);
-        let blocked = world.block(&links(&[writer.clone()], &masters, Ways::Both));
+        let blocked = world.block(&links(std::slice::from_ref(&writer), &masters, Ways::Both));
         let time = self.time_in(ms(4_500), ms(6_500));
         self.later(world, time, Undo::Unblock(blocked));
         if restarts {
