@@ -110,7 +110,11 @@ impl Snapshots {
         for name in self.list().await? {
             if parse_name(&name).is_some_and(|other| other < last) {
                 let old = self.folder.join(name);
-                self.disk.remove(&old).await.map_err(|e| SnapshotError::Disk(old, e))?;
+                match self.disk.remove(&old).await {
+                    // A snapshot may be built while another is received: both remove what is older.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed.map_err(|e| SnapshotError::Disk(old, e))?,
+                }
             }
         }
         Ok(())

@@ -43,3 +43,10 @@ fn failovers_lose_nothing() {
 fn everything_at_once_loses_nothing() {
     holds(5, "mix");
 }
+
+/// Both remove the older snapshots, and the second found one gone.
+#[test]
+fn a_snapshot_built_while_another_is_received_does_not_end_the_member() {
+    let (is_good, said) = run(26, "crash-and-power", "30", &[]);
+    assert!(is_good, "{said}");
+}
