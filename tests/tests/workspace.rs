@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("uruk-master", &["uruk-base", "uruk-proto", "uruk-consensus"]),
 ];
 /// Crates at the end of the line: they may use everything above.
-const ENDS: &[&str] = &["uruk", "uruk-sim", "uruk-tests"];
+const ENDS: &[&str] = &["uruk", "uruk-seal-model", "uruk-sim", "uruk-tests"];
 
 fn workspace_dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = MetadataCommand::new().no_deps().exec().expect("cargo metadata runs");
