@@ -69,7 +69,7 @@ impl Master for Fake {
     async fn get_table(&self, request: Request<GetTableRequest>) -> Result<Response<TableInfo>, Status> {
         let family = FamilySchema { name: "f".into(), family_id: 1, gc: None, locality_group: 0 };
         let name = request.into_inner().name;
-        let schema = TableSchema { table_id: 1, name, version: 1, families: vec![family] };
+        let schema = TableSchema { table_id: 1, name, version: 1, families: vec![family], ..Default::default() };
         Ok(Response::new(TableInfo { schema: Some(schema), tablets: 12, tablets_open: 12, bytes: 0 }))
     }
 
@@ -87,6 +87,55 @@ impl Master for Fake {
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Err(Status::unimplemented("not measured"))
+    }
+
+    async fn alter_table(
+        &self,
+        _: tonic::Request<uruk_proto::master::AlterTableRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::TableInfo>, tonic::Status> {
+        Err(tonic::Status::unimplemented("alter_table"))
+    }
+
+    async fn split_tablet(
+        &self,
+        _: tonic::Request<uruk_proto::master::SplitTabletRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
+        Err(tonic::Status::unimplemented("split_tablet"))
+    }
+
+    async fn merge_tablets(
+        &self,
+        _: tonic::Request<uruk_proto::master::MergeTabletsRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
+        Err(tonic::Status::unimplemented("merge_tablets"))
+    }
+
+    async fn move_tablet(
+        &self,
+        _: tonic::Request<uruk_proto::master::MoveTabletRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
+        Err(tonic::Status::unimplemented("move_tablet"))
+    }
+
+    async fn drain_server(
+        &self,
+        _: tonic::Request<uruk_proto::master::DrainServerRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::DrainServerResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("drain_server"))
+    }
+
+    async fn balance(
+        &self,
+        _: tonic::Request<uruk_proto::master::BalanceRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::BalanceResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("balance"))
+    }
+
+    async fn check(
+        &self,
+        _: tonic::Request<uruk_proto::master::CheckRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::CheckResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("check"))
     }
 }
 

@@ -85,6 +85,7 @@ impl Client {
             families: schema.families.iter().map(FamilySchema::from).collect(),
             splits,
             request: self.core.env.random.u64(),
+            ..Default::default()
         };
         self.core.tables.lock().remove(name);
         let info = self

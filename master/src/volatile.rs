@@ -130,7 +130,7 @@ impl Volatile {
             number,
             first_number: before.map_or(number, |before| before.first_number),
             cpu_micros: before.map_or(0, |before| report.cpu_micros.saturating_sub(before.report.cpu_micros)),
-            tablets: report.tablets.iter().map(|tablet| (TabletId(tablet.tablet_id), *tablet)).collect(),
+            tablets: report.tablets.iter().map(|tablet| (TabletId(tablet.tablet_id), tablet.clone())).collect(),
             report: master::ServerLoad { tablets: Vec::new(), ..report },
         };
         self.loads.insert(server, load);

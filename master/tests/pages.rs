@@ -107,6 +107,7 @@ async fn bad_requests_say_what_is_wrong() {
         families,
         splits: splits.into_iter().map(Into::into).collect(),
         request: 1,
+        ..Default::default()
     };
     let long = &*Box::leak("k".repeat(5_000).into_boxed_str());
     for (request, code, text) in [

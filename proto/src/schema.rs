@@ -212,6 +212,7 @@ impl From<&TableSchema> for master::TableSchema {
             name: schema.name.clone(),
             version: schema.version,
             families: schema.families.iter().map(master::FamilySchema::from).collect(),
+            ..Default::default()
         }
     }
 }

@@ -103,4 +103,53 @@ impl Master for Cluster {
         let json = format!("{{\"path\":\"{}\"}}", request.into_inner().path).into();
         Ok(Response::new(StatusResponse { json }))
     }
+
+    async fn alter_table(
+        &self,
+        _: tonic::Request<uruk_proto::master::AlterTableRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::TableInfo>, tonic::Status> {
+        Err(tonic::Status::unimplemented("alter_table"))
+    }
+
+    async fn split_tablet(
+        &self,
+        _: tonic::Request<uruk_proto::master::SplitTabletRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
+        Err(tonic::Status::unimplemented("split_tablet"))
+    }
+
+    async fn merge_tablets(
+        &self,
+        _: tonic::Request<uruk_proto::master::MergeTabletsRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
+        Err(tonic::Status::unimplemented("merge_tablets"))
+    }
+
+    async fn move_tablet(
+        &self,
+        _: tonic::Request<uruk_proto::master::MoveTabletRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
+        Err(tonic::Status::unimplemented("move_tablet"))
+    }
+
+    async fn drain_server(
+        &self,
+        _: tonic::Request<uruk_proto::master::DrainServerRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::DrainServerResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("drain_server"))
+    }
+
+    async fn balance(
+        &self,
+        _: tonic::Request<uruk_proto::master::BalanceRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::BalanceResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("balance"))
+    }
+
+    async fn check(
+        &self,
+        _: tonic::Request<uruk_proto::master::CheckRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::CheckResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("check"))
+    }
 }

@@ -215,4 +215,25 @@ impl MasterControl for ControlService {
         let row = self.get_tablet(request.into_inner()).await?;
         Ok(Response::new(GetTabletResponse { row: Some(row.to_message()) }))
     }
+
+    async fn tablet_split(
+        &self,
+        _: tonic::Request<uruk_proto::master::TabletSplitRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::TabletSplitResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("tablet_split"))
+    }
+
+    async fn tablets_merged(
+        &self,
+        _: tonic::Request<uruk_proto::master::TabletsMergedRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::TabletsMergedResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("tablets_merged"))
+    }
+
+    async fn procedure_declined(
+        &self,
+        _: tonic::Request<uruk_proto::master::ProcedureDeclinedRequest>,
+    ) -> Result<tonic::Response<uruk_proto::master::ProcedureDeclinedResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("procedure_declined"))
+    }
 }

@@ -199,7 +199,7 @@ impl World {
     pub async fn create(&self, name: &str, tablets: usize) -> TableInfo {
         let splits = (1..tablets).map(|n| format!("{n:03}").into()).collect();
         let families = vec![FamilySchema { name: "f".into(), ..Default::default() }];
-        let request = CreateTableRequest { name: name.into(), families, splits, request: 77 };
+        let request = CreateTableRequest { name: name.into(), families, splits, request: 77, ..Default::default() };
         self.client().create_table(request).await.expect("a table").into_inner()
     }
 
@@ -425,6 +425,27 @@ impl TabletServerControl for Control {
             return Err(RpcError::new(ErrorCode::Unavailable, "lost").into());
         }
         Ok(Response::new(SortSegmentResponse { path, records: 5, bytes: 6 }))
+    }
+
+    async fn split_tablet(
+        &self,
+        _: tonic::Request<uruk_proto::tablet::SplitTabletOrder>,
+    ) -> Result<tonic::Response<uruk_proto::tablet::OrderTaken>, tonic::Status> {
+        Err(tonic::Status::unimplemented("split_tablet"))
+    }
+
+    async fn merge_tablets(
+        &self,
+        _: tonic::Request<uruk_proto::tablet::MergeTabletsOrder>,
+    ) -> Result<tonic::Response<uruk_proto::tablet::OrderTaken>, tonic::Status> {
+        Err(tonic::Status::unimplemented("merge_tablets"))
+    }
+
+    async fn set_schema(
+        &self,
+        _: tonic::Request<uruk_proto::tablet::SetSchemaRequest>,
+    ) -> Result<tonic::Response<uruk_proto::tablet::SetSchemaResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("set_schema"))
     }
 }
 

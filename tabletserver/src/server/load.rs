@@ -73,6 +73,7 @@ pub fn report(server: &Server) -> ServerLoad {
         log_trim_lsn: budget.trim_point().0,
         pinned_files: server.pins.list(&server.tablets),
         tablets,
+        ..Default::default()
     }
 }
 
@@ -90,6 +91,7 @@ fn of_tablet(tablet: &Tablet) -> TabletLoad {
         writes: take(&tablet.traffic.writes),
         bytes_read: take(&tablet.traffic.bytes_read),
         bytes_written: take(&tablet.traffic.bytes_written),
+        ..Default::default()
     }
 }
 

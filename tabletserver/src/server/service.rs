@@ -116,4 +116,25 @@ impl TabletServerControl for Service {
         let server = self.ordered(request.server_id)?;
         Ok(Response::new(server.sort_segment(request).await?))
     }
+
+    async fn split_tablet(
+        &self,
+        _: tonic::Request<uruk_proto::tablet::SplitTabletOrder>,
+    ) -> Result<tonic::Response<uruk_proto::tablet::OrderTaken>, tonic::Status> {
+        Err(tonic::Status::unimplemented("split_tablet"))
+    }
+
+    async fn merge_tablets(
+        &self,
+        _: tonic::Request<uruk_proto::tablet::MergeTabletsOrder>,
+    ) -> Result<tonic::Response<uruk_proto::tablet::OrderTaken>, tonic::Status> {
+        Err(tonic::Status::unimplemented("merge_tablets"))
+    }
+
+    async fn set_schema(
+        &self,
+        _: tonic::Request<uruk_proto::tablet::SetSchemaRequest>,
+    ) -> Result<tonic::Response<uruk_proto::tablet::SetSchemaResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("set_schema"))
+    }
 }

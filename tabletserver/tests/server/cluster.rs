@@ -289,7 +289,7 @@ impl Host {
 
 pub fn schema() -> TableSchema {
     let families = vec![FamilySchema { name: "f".into(), family_id: FAMILY.0, gc: None, locality_group: 0 }];
-    TableSchema { table_id: 1, name: "t".into(), version: 1, families }
+    TableSchema { table_id: 1, name: "t".into(), version: 1, families, ..Default::default() }
 }
 
 pub fn tablet_ref(tablet: u64) -> Option<TabletRef> {
