@@ -7,7 +7,9 @@ use uruk_proto::FamilyId;
 use uruk_proto::key;
 use uruk_proto::schema::{GcRule, TableSchema};
 
+use super::compaction::policy::{age_bound, longest};
 use super::filter::{Filter, Qualifiers};
+use super::sstable::skip::{Wanted, family_bit};
 
 /// The wanted columns of one family.
 #[derive(Clone, Debug)]
@@ -35,6 +37,12 @@ pub enum Column {
 #[derive(Clone, Debug, Default)]
 pub struct Columns {
     families: Vec<FamilyColumns>,
+    /// Of all of them, as in the facts about a block.
+    family_bits: u64,
+    /// No cell of them outlives this.
+    age_max: Option<u64>,
+    /// Whether some rule counts versions, so that also cells count that are not wanted.
+    counts_versions: bool,
 }
 
 impl Columns {
@@ -54,7 +62,26 @@ impl Columns {
             })
             .collect();
         families.sort_by_key(|columns| columns.family);
-        Columns { families }
+        Columns {
+            family_bits: families.iter().fold(0, |bits, columns| bits | family_bit(columns.family)),
+            age_max: longest(families.iter().map(|columns| age_bound(&columns.gc))),
+            counts_versions: families.iter().any(|columns| counts_versions(&columns.gc)),
+            families,
+        }
+    }
+
+    /// What a reader of these columns at `now` need not look at.
+    pub fn wanted(&self, filter: &Filter, now: i64) -> Wanted {
+        let age = self.age_max.map(|age| i64::try_from(age).unwrap_or(i64::MAX));
+        let alive_from = age.map_or(i64::MIN, |age| now.saturating_sub(age));
+        // Newer cells than the filter wants push older ones out where versions count.
+        let timestamp_end = filter.timestamp_end.filter(|_| !self.counts_versions);
+        Wanted {
+            // No cell is before 0, so by default nothing is left to ask of a block.
+            timestamp_min: if filter.timestamp_min > 0 { filter.timestamp_min.max(alive_from) } else { alive_from },
+            timestamp_end: timestamp_end.unwrap_or(i64::MAX),
+            families: if filter.families.is_some() { self.family_bits } else { u64::MAX },
+        }
     }
 
     /// The family with this index.
@@ -95,6 +122,14 @@ impl Columns {
 pub fn step_behind(prefix: &mut [u8]) {
     if let Some(last) = prefix.last_mut() {
         *last += 1;
+    }
+}
+
+fn counts_versions(rule: &GcRule) -> bool {
+    match rule {
+        GcRule::KeepAll | GcRule::MaxAge(_) => false,
+        GcRule::MaxVersions(_) => true,
+        GcRule::Union(rules) | GcRule::Intersection(rules) => rules.iter().any(counts_versions),
     }
 }
 

@@ -19,6 +19,7 @@ use super::merge::Merge;
 use super::rewrite::{Output, Purge, rewrite};
 use super::sstable::FileHandle;
 use super::sstable::cursor::ReadOptions;
+use super::sstable::skip::Wanted;
 
 /// What a compaction is about to do: one locality group, a run of its files.
 #[derive(Clone, PartialEq, Debug)]
@@ -62,7 +63,7 @@ pub(crate) async fn run(
         cache_fill_bytes_max: 0,
         readahead_bytes_min: readahead,
         readahead_bytes_max: readahead,
-        timestamp_min: 0,
+        wanted: Wanted::ALL,
     };
     let level = inputs.iter().map(|input| input.reference.level).max().unwrap_or(0) + 1;
     // What is merged with everything stays longest; the rest is soon merged again.

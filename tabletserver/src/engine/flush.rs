@@ -14,6 +14,7 @@ use super::memtable::Memtable;
 use super::merge::Merge;
 use super::rewrite::{Output, Purge, rewrite};
 use super::sstable::cursor::ReadOptions;
+use super::sstable::skip::Wanted;
 
 /// What a flush wrote. It counts for nothing until the master has committed it.
 #[derive(Clone, PartialEq, Debug)]
@@ -37,7 +38,7 @@ pub(crate) async fn flush(
         cache_fill_bytes_max: u64::MAX,
         readahead_bytes_min: 0,
         readahead_bytes_max: 0,
-        timestamp_min: 0,
+        wanted: Wanted::ALL,
     };
     let mut groups = Vec::new();
     for (group, memtable) in memtables.iter().filter(|(_, memtable)| !memtable.is_empty()) {

@@ -253,6 +253,7 @@ mod tests {
     use uruk_proto::SeqNo;
 
     use super::*;
+    use crate::engine::sstable::skip::Wanted;
 
     #[test]
     fn sources_come_out_in_order_with_repeats() {
@@ -269,7 +270,7 @@ mod tests {
             cache_fill_bytes_max: u64::MAX,
             readahead_bytes_min: 0,
             readahead_bytes_max: 0,
-            timestamp_min: 0,
+            wanted: Wanted::ALL,
         };
         let mut merge = Merge::new(&tables, [], options);
         merge.seek(&[2], &[9]).unwrap();

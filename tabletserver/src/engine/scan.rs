@@ -170,12 +170,13 @@ impl RowScanner {
     pub(super) fn start(view: &ReadView, request: ScanRequest) -> RowScanner {
         let config = &view.context.config;
         let columns = view.version.columns(&request.filter);
+        let now = view.context.env.clock.wall_micros();
         let options = ReadOptions {
             fill_cache: request.fill_cache,
             cache_fill_bytes_max: config.scan_cache_fill_bytes_max,
             readahead_bytes_min: READAHEAD_BYTES_MIN.min(config.readahead_bytes_max),
             readahead_bytes_max: config.readahead_bytes_max,
-            timestamp_min: request.filter.timestamp_min,
+            wanted: columns.wanted(&request.filter, now),
         };
         let groups = view.version.groups_of(&columns);
         let memtables = groups.iter().flat_map(|group| group.memtables());
@@ -187,7 +188,7 @@ impl RowScanner {
             visibility: Visibility::new(view.seq),
             columns,
             filter: request.filter,
-            now: view.context.env.clock.wall_micros(),
+            now,
             phase: Phase::NextTarget,
             targets: Targets::new(request.targets, &view.range, request.reverse),
             rows_left: if request.rows_limit == 0 { u64::MAX } else { request.rows_limit },
@@ -475,3 +476,6 @@ fn judge(
         Some(_) | None => Verdict::Push,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 //! | [`block`] | entries with shared prefixes and restart points: builder and cursor |
 //! | [`bloom`] | the filter on rows |
 //! | [`properties`] | what a file says about itself |
+//! | [`skip`] | what of a file a reader may leave unread |
 //! | [`builder`] | entries in, bytes out; no IO |
 //! | [`upload`] | bytes to the object store |
 //! | [`file`] | an open file, its blocks through the cache; the table of open files |
@@ -21,6 +22,7 @@ pub mod file;
 pub mod format;
 pub mod inspect;
 pub mod properties;
+pub mod skip;
 pub mod upload;
 
 #[cfg(test)]

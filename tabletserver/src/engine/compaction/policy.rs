@@ -133,17 +133,24 @@ pub fn major_reason(
 
 /// The largest age that the families of a group keep; None when one of them keeps cells for ever.
 pub fn age_max(schema: &TableSchema, group: u32) -> Option<u64> {
-    fn bound(rule: &GcRule) -> Option<u64> {
-        match rule {
-            GcRule::MaxAge(age) => Some(*age),
-            GcRule::KeepAll | GcRule::MaxVersions(_) => None,
-            // Any of them lets go, so the shortest counts; all of them must, so the longest does.
-            GcRule::Union(rules) => rules.iter().filter_map(bound).min(),
-            GcRule::Intersection(rules) => rules.iter().map(bound).max_by_key(|age| age.unwrap_or(u64::MAX)).flatten(),
-        }
-    }
     let families = schema.families.iter().filter(|family| family.locality_group == group);
-    families.map(|family| bound(&family.gc)).max_by_key(|age| age.unwrap_or(u64::MAX)).flatten()
+    longest(families.map(|family| age_bound(&family.gc)))
+}
+
+/// The age that no cell outlives under this rule, whatever its version; None when some may.
+pub fn age_bound(rule: &GcRule) -> Option<u64> {
+    match rule {
+        GcRule::MaxAge(age) => Some(*age),
+        GcRule::KeepAll | GcRule::MaxVersions(_) => None,
+        // Any of them lets go, so the shortest counts; all of them must, so the longest does.
+        GcRule::Union(rules) => rules.iter().filter_map(age_bound).min(),
+        GcRule::Intersection(rules) => longest(rules.iter().map(age_bound)),
+    }
+}
+
+/// The longest of ages, where None is without end; None also without any.
+pub fn longest(ages: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    ages.max_by_key(|age| age.unwrap_or(u64::MAX)).flatten()
 }
 
 /// The share of the cells that are older than `cutoff`, as if their times were spread evenly.

@@ -10,8 +10,9 @@ use uruk_proto::key::KeyRef;
 use super::super::config::EngineConfig;
 use super::block::{BlockBuilder, shared_prefix_len};
 use super::bloom;
-use super::format::{BlockPacker, Compression, Footer, Handle};
+use super::format::{BlockPacker, Compression, Footer, Handle, index_value};
 use super::properties::Properties;
+use super::skip::Facts;
 
 /// Builds one file.
 pub struct TableBuilder {
@@ -23,8 +24,11 @@ pub struct TableBuilder {
     data: BlockBuilder,
     /// A separator for the data block under way: above every key before it, at or below its first.
     data_separator: Vec<u8>,
+    data_facts: Facts,
     partition: BlockBuilder,
     partition_separator: Vec<u8>,
+    partition_facts: Facts,
+    file_facts: Facts,
     root: BlockBuilder,
     row_hashes: Vec<u64>,
     row_len: usize,
@@ -54,8 +58,11 @@ impl TableBuilder {
             out_offset: 0,
             data: BlockBuilder::new(config.block_restart_interval),
             data_separator: Vec::new(),
+            data_facts: Facts::NONE,
             partition: BlockBuilder::new(1),
             partition_separator: Vec::new(),
+            partition_facts: Facts::NONE,
+            file_facts: Facts::NONE,
             root: BlockBuilder::new(1),
             row_hashes: Vec::new(),
             row_len: 0,
@@ -81,7 +88,8 @@ impl TableBuilder {
             self.data_separator.clear();
             self.data_separator.extend_from_slice(&key[..separator]);
         }
-        self.properties.add(parts.timestamp, parts.seq, parts.kind, key.len() + value.len());
+        self.properties.add(&parts, key.len() + value.len());
+        self.data_facts.add(&parts);
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
         self.data.add(key, value);
@@ -116,6 +124,7 @@ impl TableBuilder {
             self.finish_partition();
         }
         self.properties.key_max = Bytes::copy_from_slice(&self.last_key);
+        self.properties.set_facts(&self.file_facts);
         let mut filter = Handle { offset: self.offset(), len: 0 };
         if self.bloom_bits_per_row > 0 {
             let payload = bloom::build(&self.row_hashes, self.bloom_bits_per_row);
@@ -138,7 +147,9 @@ impl TableBuilder {
         if self.partition.is_empty() {
             self.partition_separator.clone_from(&self.data_separator);
         }
-        self.partition.add(&self.data_separator, &handle.pack());
+        self.partition.add(&self.data_separator, &index_value(handle, &self.data_facts));
+        self.partition_facts.merge(&self.data_facts);
+        self.data_facts = Facts::NONE;
         if self.partition.len() >= self.block_bytes {
             self.finish_partition();
         }
@@ -148,7 +159,9 @@ impl TableBuilder {
         let offset = self.offset();
         let handle = self.packer.put(&mut self.out, offset, self.partition.finish());
         self.partition.clear();
-        self.root.add(&self.partition_separator, &handle.pack());
+        self.root.add(&self.partition_separator, &index_value(handle, &self.partition_facts));
+        self.file_facts.merge(&self.partition_facts);
+        self.partition_facts = Facts::NONE;
     }
 
     fn put(&mut self, payload: &[u8]) -> Handle {

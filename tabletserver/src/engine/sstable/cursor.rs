@@ -15,7 +15,8 @@ use uruk_proto::DecodeError;
 use super::super::error::EngineError;
 use super::block::{Block, BlockCursor};
 use super::file::{FileHandle, Tail};
-use super::format::Handle;
+use super::format::{Handle, unpack_facts};
+use super::skip::Wanted;
 
 /// Where a cursor stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +40,8 @@ pub struct ReadOptions {
     pub readahead_bytes_min: usize,
     /// Largest window; 0 reads nothing ahead.
     pub readahead_bytes_max: usize,
-    /// Older cells are not wanted: a file that has nothing else, and no deletions, is skipped.
-    pub timestamp_min: i64,
+    /// Files, partitions and blocks without anything of it are not read.
+    pub wanted: Wanted,
 }
 
 /// What the cursor is on its way to.
@@ -234,7 +235,21 @@ impl FileCursor {
         self.stage = Stage::Tail;
         self.sequential = 0;
         self.filled_bytes = 0;
+        // A reference to other rows: the file need not even be opened.
+        let is_empty = match self.goal {
+            Goal::Before => !self.target.is_empty() && self.target <= self.upper,
+            Goal::AtOrAfter | Goal::Next => self.is_beyond(&self.target),
+        };
+        if is_empty {
+            self.state = CursorState::End;
+            return Ok(());
+        }
         self.run()
+    }
+
+    /// Whether a key, or all that stands behind a separator, lies beyond the upper bound.
+    fn is_beyond(&self, key: &[u8]) -> bool {
+        !self.upper.is_empty() && *key >= self.upper[..]
     }
 
     fn next_block(&mut self) -> Result<(), EngineError> {
@@ -251,17 +266,38 @@ impl FileCursor {
         }
     }
 
+    /// The next block that is of use: of this partition, or the next such partition.
     fn next_data_handle(&mut self) -> Result<Option<Stage>, EngineError> {
-        let (at, partition) = self.partition.as_mut().expect("a data block was found through a partition");
-        let at = at.offset;
-        if partition.advance().map_err(|error| self.file.file.damaged(at, &error))? {
-            return self.partition_entry().map(|handle| Some(Stage::Data(handle)));
+        loop {
+            let (at, partition) = self.partition.as_mut().expect("a data block was found through a partition");
+            let at = at.offset;
+            if !partition.advance().map_err(|error| self.file.file.damaged(at, &error))? {
+                return self.next_partition();
+            }
+            let (_, partition) = self.partition.as_ref().expect("just used");
+            if self.is_beyond(partition.key()) {
+                return Ok(None);
+            }
+            if let Some(handle) = self.useful_entry(partition.value())? {
+                return Ok(Some(Stage::Data(handle)));
+            }
         }
-        let root = self.root.as_mut().expect("a partition was found through the root");
-        if root.advance().map_err(|error| self.file.file.damaged(0, &error))? {
-            return self.root_entry().map(|handle| Some(Stage::Partition(handle)));
+    }
+
+    fn next_partition(&mut self) -> Result<Option<Stage>, EngineError> {
+        loop {
+            let root = self.root.as_mut().expect("a partition was found through the root");
+            if !root.advance().map_err(|error| self.file.file.damaged(0, &error))? {
+                return Ok(None);
+            }
+            let root = self.root.as_ref().expect("just used");
+            if self.is_beyond(root.key()) {
+                return Ok(None);
+            }
+            if let Some(handle) = self.useful_entry(root.value())? {
+                return Ok(Some(Stage::Partition(handle)));
+            }
         }
-        Ok(None)
     }
 
     /// Goes on until it stands somewhere, or needs a piece that is not in memory.
@@ -302,16 +338,27 @@ impl FileCursor {
         };
         // The first separator is empty, so something is found, but trust no file.
         let found = found.and_then(|found| if found { Ok(true) } else { root.first() });
-        match found.map_err(|error| file.file.damaged(tail.blocks_end, &error))? {
-            true => Ok(Run::Stage(Stage::Partition(self.root_entry()?))),
-            false => Ok(Run::Stop(CursorState::End)),
+        if !found.map_err(|error| file.file.damaged(tail.blocks_end, &error))? {
+            return Ok(Run::Stop(CursorState::End));
+        }
+        let root = self.root.as_ref().expect("just set");
+        match (self.useful_entry(root.value())?, self.goal) {
+            (Some(handle), _) => Ok(Run::Stage(Stage::Partition(handle))),
+            (None, Goal::Before) => {
+                let separator = root.key().to_vec();
+                Ok(self.before_separator(&separator))
+            }
+            (None, Goal::AtOrAfter | Goal::Next) => {
+                self.goal = Goal::Next;
+                Ok(self.next_partition()?.map_or(Run::Stop(CursorState::End), Run::Stage))
+            }
         }
     }
 
     /// Whether filter or key range exclude that the file has what is sought.
     fn misses(&self, tail: &Tail) -> bool {
         let properties = &tail.properties;
-        if properties.deletions == 0 && properties.timestamp_max < self.options.timestamp_min {
+        if self.options.wanted.skips(&properties.facts()) {
             return true;
         }
         match self.goal {
@@ -340,10 +387,15 @@ impl FileCursor {
             Goal::Next => Ok(false),
         };
         let found = found.and_then(|found| if found { Ok(true) } else { partition.first() });
-        match found.map_err(|error| self.file.file.damaged(handle.offset, &error))? {
-            true => Ok(Run::Stage(Stage::Data(self.partition_entry()?))),
-            false => Ok(Run::NextBlock),
+        if !found.map_err(|error| self.file.file.damaged(handle.offset, &error))? {
+            return Ok(Run::NextBlock);
         }
+        let (_, partition) = self.partition.as_ref().expect("just set");
+        Ok(match (self.useful_entry(partition.value())?, self.goal) {
+            (Some(handle), _) => Run::Stage(Stage::Data(handle)),
+            (None, Goal::Before) => self.previous_block(),
+            (None, Goal::AtOrAfter | Goal::Next) => Run::NextBlock,
+        })
     }
 
     fn run_data(&mut self, handle: Handle) -> Result<Run, EngineError> {
@@ -371,15 +423,18 @@ impl FileCursor {
         })
     }
 
-    /// The bound lies between the block's separator and its first key: everything sought stands before
-    /// the separator.
+    /// The bound lies between the block's separator and its first key, or nothing of the block is wanted:
+    /// everything sought stands before the separator.
     fn previous_block(&mut self) -> Run {
+        let separator = self.partition.as_ref().map_or(Vec::new(), |(_, partition)| partition.key().to_vec());
+        self.before_separator(&separator)
+    }
+
+    fn before_separator(&mut self, separator: &[u8]) -> Run {
         self.target.clear();
-        if let Some((_, partition)) = &self.partition {
-            self.target.extend_from_slice(partition.key());
-        }
-        // The first block's separator is empty.
-        if self.target.is_empty() { Run::Stop(CursorState::End) } else { Run::Stage(Stage::Tail) }
+        self.target.extend_from_slice(separator);
+        // The first block's separator is empty; the lower bound stands in `upper`.
+        if self.target <= self.upper { Run::Stop(CursorState::End) } else { Run::Stage(Stage::Tail) }
     }
 
     /// A block that is in memory.
@@ -409,17 +464,17 @@ impl FileCursor {
         Ok(Some(block))
     }
 
-    fn root_entry(&self) -> Result<Handle, EngineError> {
-        self.entry(self.root.as_ref().map_or(&[], BlockCursor::value))
-    }
-
-    fn partition_entry(&self) -> Result<Handle, EngineError> {
-        self.entry(self.partition.as_ref().map_or(&[], |(_, partition)| partition.value()))
-    }
-
-    fn entry(&self, value: &[u8]) -> Result<Handle, EngineError> {
+    /// What an index entry names; None when nothing of it is wanted.
+    fn useful_entry(&self, value: &[u8]) -> Result<Option<Handle>, EngineError> {
         let limit = self.file.file.tail().map_or(0, |tail| tail.blocks_end);
-        Handle::unpack(value, limit).map_err(|error| self.file.file.damaged(limit, &error))
+        let damaged = |error| self.file.file.damaged(limit, &error);
+        if self.options.wanted != Wanted::ALL
+            && let Some(facts) = unpack_facts(value).map_err(damaged)?
+            && self.options.wanted.skips(&facts)
+        {
+            return Ok(None);
+        }
+        Handle::unpack(value, limit).map(Some).map_err(damaged)
     }
 }
 

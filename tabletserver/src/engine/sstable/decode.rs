@@ -6,7 +6,7 @@ use uruk_proto::key::KeyRef;
 
 use super::block::{Block, BlockCursor};
 use super::bloom::Bloom;
-use super::format::{Footer, unpack_payload};
+use super::format::{Footer, Handle, unpack_facts, unpack_payload};
 use super::inspect;
 use super::properties::Properties;
 
@@ -14,13 +14,14 @@ use super::properties::Properties;
 pub type Decoder = fn(&[u8]);
 
 /// The decoders by name.
-pub const DECODERS: [(&str, Decoder); 7] = [
+pub const DECODERS: [(&str, Decoder); 8] = [
     ("table_file", table_file),
     ("footer", footer),
     ("stored_block", stored_block),
     ("block", block),
     ("bloom", bloom),
     ("properties", properties),
+    ("index_value", index_value),
     ("internal_key", internal_key),
 ];
 
@@ -69,6 +70,11 @@ pub fn bloom(data: &[u8]) {
 /// What a file says about itself.
 pub fn properties(data: &[u8]) {
     let _ = Properties::parse(Bytes::copy_from_slice(data));
+}
+
+/// What an index says of a block.
+pub fn index_value(data: &[u8]) {
+    let _ = (Handle::unpack(data, 1 << 40), unpack_facts(data));
 }
 
 /// A key and its parts.

@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 use uruk_proto::DecodeError;
 
 use super::block::Block;
+use super::skip::Facts;
 
 /// Last eight bytes of every file: "URUK-SST".
 pub const MAGIC: [u8; 8] = *b"URUK-SST";
-/// The version that this code writes. Version 2 added zstd and the time of writing in the properties.
-pub const VERSION: u32 = 2;
+/// The version that this code writes. Version 2 added zstd and the time of writing in the properties,
+/// version 3 what blocks and partitions hold (in the index) and the families (in the properties).
+pub const VERSION: u32 = 3;
 /// The oldest version that it reads.
 pub const VERSION_MIN: u32 = 1;
 /// Bytes of the footer.
@@ -70,10 +72,11 @@ impl Handle {
         out
     }
 
-    /// Reads the packed form; the block must end at or before `limit`.
+    /// Reads the packed form from the start of an index entry's value; the block must end at or before
+    /// `limit`.
     pub fn unpack(bytes: &[u8], limit: u64) -> Result<Handle, DecodeError> {
         let error = |why| DecodeError { what: "block handle", offset: 0, why };
-        let bytes: &[u8; HANDLE_BYTES] = bytes.try_into().map_err(|_| error("is not 12 bytes"))?;
+        let bytes: &[u8; HANDLE_BYTES] = bytes.first_chunk().ok_or_else(|| error("is shorter than 12 bytes"))?;
         let (offset, len) = bytes.split_at(8);
         let offset = u64::from_le_bytes(offset.try_into().expect("8 of 12 bytes"));
         let len = u32::from_le_bytes(len.try_into().expect("4 of 12 bytes"));
@@ -82,6 +85,21 @@ impl Handle {
             _ => Err(error("reaches beyond its limit")),
         }
     }
+}
+
+/// What an index entry says of its block besides where it lies; None in files before version 3.
+pub fn unpack_facts(value: &[u8]) -> Result<Option<Facts>, DecodeError> {
+    match value.get(HANDLE_BYTES..) {
+        None | Some([]) => Ok(None),
+        Some(facts) => Facts::parse(facts).map(Some),
+    }
+}
+
+/// The value of an index entry.
+pub fn index_value(handle: Handle, facts: &Facts) -> Vec<u8> {
+    let mut value = handle.pack().to_vec();
+    facts.put(&mut value);
+    value
 }
 
 /// The end of a file: where to find everything else.

@@ -9,8 +9,9 @@ use uruk_proto::{DecodeError, key};
 
 use super::block::{Block, BlockCursor};
 use super::bloom::{self, Bloom};
-use super::format::{FOOTER_BYTES, Footer, Handle, unpack_payload};
+use super::format::{FOOTER_BYTES, Footer, Handle, unpack_facts, unpack_payload};
 use super::properties::Properties;
+use super::skip::Facts;
 
 /// Something that is not as it should be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,28 +83,35 @@ impl Inspection<'_> {
         let filter = (footer.filter.len > 0).then(|| self.piece(footer.filter, Bloom::parse)).flatten();
         self.report.filter_bytes = filter.as_ref().map_or(0, Bloom::len);
         if let Some(root) = self.piece(footer.root, Block::parse) {
-            for partition in self.handles(footer.root.offset, root, footer.filter.offset) {
+            for (partition, stated) in self.handles(footer.root.offset, root, footer.filter.offset) {
                 self.report.partitions.push(partition);
                 let Some(block) = self.piece(partition, Block::parse) else { continue };
-                for handle in self.handles(partition.offset, block, footer.filter.offset) {
-                    self.data_block(handle, filter.as_ref());
+                let mut found = Facts::NONE;
+                for (handle, stated) in self.handles(partition.offset, block, footer.filter.offset) {
+                    let Some(facts) = self.data_block(handle, filter.as_ref()) else { continue };
+                    self.compare_facts(handle.offset, &facts, stated);
+                    found.merge(&facts);
                 }
+                self.compare_facts(partition.offset, &found, stated);
             }
         }
         self.compare_counts(footer.properties.offset);
     }
 
-    /// The handles that an index block holds.
-    fn handles(&mut self, offset: u64, block: Block, limit: u64) -> Vec<Handle> {
+    /// The handles that an index block holds, and what it states of their blocks.
+    fn handles(&mut self, offset: u64, block: Block, limit: u64) -> Vec<(Handle, Option<Facts>)> {
         let mut handles = Vec::new();
         let mut cursor = BlockCursor::new(block);
         let mut at = cursor.first();
         loop {
             match at {
-                Ok(true) => match Handle::unpack(cursor.value(), limit) {
-                    Ok(handle) => handles.push(handle),
-                    Err(error) => self.damaged(offset, &error),
-                },
+                Ok(true) => {
+                    let handle = Handle::unpack(cursor.value(), limit);
+                    match handle.and_then(|handle| Ok((handle, unpack_facts(cursor.value())?))) {
+                        Ok(entry) => handles.push(entry),
+                        Err(error) => self.damaged(offset, &error),
+                    }
+                }
                 Ok(false) => return handles,
                 Err(error) => {
                     self.damaged(offset, &error);
@@ -114,8 +122,10 @@ impl Inspection<'_> {
         }
     }
 
-    fn data_block(&mut self, handle: Handle, filter: Option<&Bloom>) {
-        let Some(block) = self.piece(handle, Block::parse) else { return };
+    /// What is in a block; None where it cannot be told.
+    fn data_block(&mut self, handle: Handle, filter: Option<&Bloom>) -> Option<Facts> {
+        let block = self.piece(handle, Block::parse)?;
+        let mut facts = Facts::NONE;
         let mut report = BlockReport { handle, bytes: block.len(), entries: 0, key_first: Bytes::new() };
         let mut cursor = BlockCursor::new(block);
         let mut at = cursor.first();
@@ -124,9 +134,11 @@ impl Inspection<'_> {
             if report.entries == 0 {
                 report.key_first = Bytes::copy_from_slice(key);
             }
-            if let Err(error) = KeyRef::parse(key) {
-                self.damaged(handle.offset, &error);
-            } else if let (Some(filter), Some(len)) = (filter, key::row_prefix_len(key))
+            match KeyRef::parse(key) {
+                Ok(parts) => facts.add(&parts),
+                Err(error) => self.damaged(handle.offset, &error),
+            }
+            if let (Some(filter), Some(len)) = (filter, key::row_prefix_len(key))
                 && !filter.may_contain(bloom::row_hash(&key[..len]))
             {
                 self.note(handle.offset, "the filter does not know a row of this block".to_owned());
@@ -144,6 +156,18 @@ impl Inspection<'_> {
         }
         self.report.entries += report.entries;
         self.report.blocks.push(report);
+        Some(facts)
+    }
+
+    /// The index must not promise less than there is: readers would skip it.
+    fn compare_facts(&mut self, offset: u64, found: &Facts, stated: Option<Facts>) {
+        let mut both = *found;
+        if let Some(stated) = stated {
+            both.merge(&stated);
+            if both != stated {
+                self.note(offset, "the index states other times, families or deletions than there are".to_owned());
+            }
+        }
     }
 
     fn compare_counts(&mut self, offset: u64) {

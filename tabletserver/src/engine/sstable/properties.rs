@@ -2,8 +2,10 @@
 
 use bytes::{BufMut, Bytes};
 use uruk_proto::codec::{Reader, put_bytes, put_varint};
-use uruk_proto::key::{self, Kind};
+use uruk_proto::key::{self, KeyRef, Kind};
 use uruk_proto::{DecodeError, SeqNo};
+
+use super::skip::Facts;
 
 /// Counts and bounds of a file's entries.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,6 +32,8 @@ pub struct Properties {
     pub raw_bytes: u64,
     /// When the file was written, microseconds of wall time; 0 in files of version 1.
     pub written_micros: i64,
+    /// Which families it has entries of, as in [`Facts`]; all in files before version 3.
+    pub families: u64,
 }
 
 impl Properties {
@@ -47,22 +51,35 @@ impl Properties {
             rows: 0,
             raw_bytes: 0,
             written_micros: 0,
+            families: 0,
         }
     }
 
     /// Counts an entry (but neither its row nor its key as a bound).
-    pub fn add(&mut self, timestamp: i64, seq: SeqNo, kind: Kind, bytes: usize) {
-        match kind {
-            Kind::Cell => {
-                self.cells += 1;
-                self.timestamp_min = self.timestamp_min.min(timestamp);
-                self.timestamp_max = self.timestamp_max.max(timestamp);
-            }
+    pub fn add(&mut self, key: &KeyRef<'_>, bytes: usize) {
+        match key.kind {
+            Kind::Cell => self.cells += 1,
             Kind::DeleteColumn | Kind::DeleteFamily | Kind::DeleteRow => self.deletions += 1,
         }
-        self.seq_min = self.seq_min.min(seq);
-        self.seq_max = self.seq_max.max(seq);
+        self.seq_min = self.seq_min.min(key.seq);
+        self.seq_max = self.seq_max.max(key.seq);
         self.raw_bytes += bytes as u64;
+    }
+
+    /// What a reader may skip the file by.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            timestamp_min: self.timestamp_min,
+            timestamp_max: self.timestamp_max,
+            families: self.families,
+            has_deletions: self.deletions > 0,
+        }
+    }
+
+    /// Takes over what the file's blocks hold, all together.
+    pub fn set_facts(&mut self, facts: &Facts) {
+        (self.timestamp_min, self.timestamp_max) = (facts.timestamp_min, facts.timestamp_max);
+        self.families = facts.families;
     }
 
     /// Entries of all kinds.
@@ -80,6 +97,7 @@ impl Properties {
             put_varint(out, number);
         }
         put_varint(out, self.written_micros.max(0) as u64);
+        put_varint(out, self.families);
     }
 
     /// Reads the stored form.
@@ -102,6 +120,7 @@ impl Properties {
             rows: reader.varint()?,
             raw_bytes: reader.varint()?,
             written_micros: if reader.is_at_end() { 0 } else { reader.varint()?.min(i64::MAX as u64) as i64 },
+            families: if reader.is_at_end() { u64::MAX } else { reader.varint()? },
         };
         if !reader.is_at_end() {
             return Err(reader.error("more bytes than properties"));
@@ -131,14 +150,19 @@ mod tests {
                 rows: numbers[4],
                 raw_bytes: numbers[5],
                 written_micros: 1 + (numbers[0] >> 1) as i64 / 2,
+                families: 0x55,
             };
             let mut out = Vec::new();
             properties.put(&mut out);
-            prop_assert_eq!(Properties::parse(out.into()).unwrap(), properties.clone());
-            let old = Properties { written_micros: 0, ..properties };
+            prop_assert_eq!(Properties::parse(out.clone().into()).unwrap(), properties.clone());
+            let old = Properties { families: u64::MAX, ..properties.clone() };
+            out.pop();
+            prop_assert_eq!(Properties::parse(out.into()).unwrap(), old, "as version 2 wrote it");
+            let old = Properties { written_micros: 0, families: 0, ..properties };
             let mut out = Vec::new();
             old.put(&mut out);
-            out.pop();
+            out.truncate(out.len() - 2);
+            let old = Properties { families: u64::MAX, ..old };
             prop_assert_eq!(Properties::parse(out.clone().into()).unwrap(), old, "as version 1 wrote it");
             out.pop();
             prop_assert!(Properties::parse(out.into()).is_err());

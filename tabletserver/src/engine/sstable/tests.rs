@@ -13,6 +13,7 @@ use uruk_proto::{FamilyId, SeqNo, key};
 
 use super::cursor::{CursorState, FileCursor, ReadOptions};
 use super::format::Compression;
+use super::skip::Wanted;
 use super::*;
 use crate::engine::{EngineConfig, EngineContext, EngineError};
 
@@ -23,7 +24,7 @@ const OPTIONS: ReadOptions = ReadOptions {
     cache_fill_bytes_max: u64::MAX,
     readahead_bytes_min: 1 << 10,
     readahead_bytes_max: 4 << 10,
-    timestamp_min: 0,
+    wanted: Wanted::ALL,
 };
 
 fn config() -> EngineConfig {
@@ -151,6 +152,53 @@ fn sample() -> Entries {
         .collect::<std::collections::BTreeMap<_, _>>()
         .into_iter()
         .collect()
+}
+
+/// A file as version 2 wrote it: index entries without facts, properties without families.
+fn version_2(entries: &Entries) -> Bytes {
+    let (mut out, mut packer) = (Vec::new(), format::BlockPacker::new(Compression::Raw));
+    let (mut partition, mut root) = (block::BlockBuilder::new(1), block::BlockBuilder::new(1));
+    let mut put = |out: &mut Vec<u8>, payload: &[u8]| {
+        let offset = out.len() as u64;
+        packer.put(out, offset, payload)
+    };
+    let mut properties = build(entries).1;
+    for (i, block) in entries.chunks(5).enumerate() {
+        let mut data = block::BlockBuilder::new(3);
+        block.iter().for_each(|(key, value)| data.add(key, value));
+        let handle = put(&mut out, data.finish());
+        partition.add(if i == 0 { &[] } else { &block[0].0 }, &handle.pack());
+    }
+    let handle = put(&mut out, partition.finish());
+    root.add(&[], &handle.pack());
+    let filter = format::Handle { offset: out.len() as u64, len: 0 };
+    properties.families = 0;
+    let mut payload = Vec::new();
+    properties.put(&mut payload);
+    payload.pop();
+    let properties = put(&mut out, &payload);
+    let root = put(&mut out, root.finish());
+    let at = out.len();
+    format::Footer { filter, properties, root }.put(&mut out);
+    out[at + 36] = 2;
+    let crc = crc32fast::hash(&out[at..at + 40]);
+    out[at + 40..at + 44].copy_from_slice(&crc.to_le_bytes());
+    out.into()
+}
+
+#[test]
+fn a_file_of_version_2_is_read_whatever_is_wanted() {
+    let (entries, wanted) = (sample(), Wanted { timestamp_min: 55, timestamp_end: 60, families: 2 });
+    let content = version_2(&entries);
+    assert_eq!(inspect::inspect(&content).damage, []);
+    run(async {
+        let file = file(content, 60).await;
+        assert_eq!(read_all(&file, &[], &[]).await.unwrap(), entries);
+        let mut cursor = FileCursor::new(file, ReadOptions { wanted, ..OPTIONS });
+        cursor.seek(&[], &[], None).unwrap();
+        assert!(settle(&mut cursor).await.unwrap(), "its index does not say what to skip");
+        assert_eq!(cursor.key(), entries[0].0);
+    });
 }
 
 #[test]
