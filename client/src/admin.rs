@@ -70,7 +70,8 @@ impl Client {
             locality_group: spec.locality_group,
         };
         let families = families.iter().map(family).collect();
-        let schema = TableSchema { id: TableId(0), name: name.to_owned(), version: 0, families };
+        let schema =
+            TableSchema { id: TableId(0), name: name.to_owned(), version: 0, families, ..TableSchema::default() };
         schema.validate().map_err(from_check)?;
         let mut splits = splits.to_vec();
         splits.sort_unstable();

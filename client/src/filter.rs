@@ -146,7 +146,13 @@ mod tests {
     #[test]
     fn names_become_ids_and_bad_ranges_are_refused() {
         let family = Family { name: "f".into(), id: FamilyId(4), gc: GcRule::KeepAll, locality_group: 0 };
-        let schema = TableSchema { id: TableId(1), name: "t".into(), version: 1, families: vec![family] };
+        let schema = TableSchema {
+            id: TableId(1),
+            name: "t".into(),
+            version: 1,
+            families: vec![family],
+            ..TableSchema::default()
+        };
         let message = Filter::all().column("f", "q").cells_per_column(1).timestamps(5..i64::MAX).to_message(&schema);
         let message = message.unwrap();
         assert_eq!((message.families, message.exact_qualifier), (vec![4], true));

@@ -249,7 +249,7 @@ mod tests {
         let family =
             |name: &str, id| Family { name: name.to_owned(), id: FamilyId(id), gc: GcRule::KeepAll, locality_group: 0 };
         let families = vec![family("a", first_family), family("b", first_family + 1)];
-        TableSchema { id: TableId(id), name: "t".into(), version: 1, families }
+        TableSchema { id: TableId(id), name: "t".into(), version: 1, families, ..TableSchema::default() }
     }
 
     #[test]

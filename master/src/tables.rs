@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use uruk_proto::schema::{Family, TableSchema};
+use uruk_proto::schema::{Family, LocalityGroup, TableSchema};
 use uruk_proto::{ErrorCode, FamilyId, RpcError, TableId, master};
 
 use crate::command::{Command, Reply};
@@ -22,7 +22,10 @@ pub async fn create(shared: &Shared, request: master::CreateTableRequest) -> Res
     }
     let mut families = request.families.iter().map(Family::try_from).collect::<Result<Vec<_>, _>>()?;
     families.iter_mut().for_each(|family| family.id = FamilyId(0));
-    let schema = TableSchema { id: TableId(0), name: request.name, version: 0, families };
+    let mut groups = request.groups.iter().map(LocalityGroup::try_from).collect::<Result<Vec<_>, _>>()?;
+    groups.sort_by_key(|group| group.number);
+    let (id, salt, split_bytes) = (TableId(0), request.salt, request.split_bytes);
+    let schema = TableSchema { id, name: request.name, version: 0, families, groups, salt, split_bytes };
     schema.validate()?;
     let splits = request.splits.into_iter().collect();
     let micros = shared.env.clock.wall_micros();

@@ -14,6 +14,10 @@ pub const MUTATIONS_PER_ROW_MAX: usize = 100_000;
 pub const FAMILY_NAME_BYTES_MAX: usize = 64;
 /// Most families in a table.
 pub const FAMILIES_MAX: usize = 100;
+/// Block sizes that a locality group may have, in bytes before compression.
+pub const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 1 << 10..=4 << 20;
+/// Most prefixes that a table's rows are spread over.
+pub const SALT_MAX: u32 = 256;
 /// Longest table name, in bytes.
 pub const TABLE_NAME_BYTES_MAX: usize = 50;
 /// Most rules in one read-modify-write.

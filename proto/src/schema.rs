@@ -85,8 +85,35 @@ pub struct Family {
     pub locality_group: u32,
 }
 
+/// How the blocks of a locality group's files are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Compression {
+    /// Fast for what is soon merged again, dense for what is merged for good.
+    #[default]
+    Auto,
+    /// Not at all.
+    None,
+    /// Fast.
+    Lz4,
+    /// Dense.
+    Zstd,
+}
+
+/// How a locality group's files are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LocalityGroup {
+    /// Its number, as families name it.
+    pub number: u32,
+    /// Size of a block before compression; 0: the default.
+    pub block_bytes: u32,
+    /// Of blocks.
+    pub compression: Compression,
+    /// Its blocks are never evicted from the cache.
+    pub in_memory: bool,
+}
+
 /// A table.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct TableSchema {
     /// Its id, for ever; 0 until the master issued one.
     pub id: TableId,
@@ -96,9 +123,21 @@ pub struct TableSchema {
     pub version: u64,
     /// By name.
     pub families: Vec<Family>,
+    /// Those that differ from the default, ascending by number.
+    pub groups: Vec<LocalityGroup>,
+    /// The client library spreads rows over so many prefixes; 0 and 1: none.
+    pub salt: u32,
+    /// A tablet above it is split; 0: the cluster's default.
+    pub split_bytes: u64,
 }
 
 impl TableSchema {
+    /// How the files of the locality group are kept.
+    pub fn group(&self, number: u32) -> LocalityGroup {
+        let given = self.groups.iter().find(|group| group.number == number);
+        given.copied().unwrap_or(LocalityGroup { number, ..LocalityGroup::default() })
+    }
+
     /// The family of this name.
     pub fn family(&self, name: &str) -> Option<&Family> {
         self.families.iter().find(|family| family.name == name)
@@ -129,7 +168,33 @@ impl TableSchema {
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(invalid(format!("family {} is given twice", twice[0])));
         }
-        names.into_iter().try_for_each(validate_family_name)
+        names.into_iter().try_for_each(validate_family_name)?;
+        self.validate_groups()?;
+        if self.salt > limits::SALT_MAX {
+            return Err(invalid(format!("salt of {}; the limit is {}", self.salt, limits::SALT_MAX)));
+        }
+        Ok(())
+    }
+
+    fn validate_groups(&self) -> Result<(), RpcError> {
+        if self.groups.len() > limits::FAMILIES_MAX {
+            let message = format!("{} locality groups; the limit is {}", self.groups.len(), limits::FAMILIES_MAX);
+            return Err(invalid(message));
+        }
+        if let Some(pair) = self.groups.windows(2).find(|pair| pair[0].number >= pair[1].number) {
+            return Err(invalid(format!("locality group {} is given twice, or out of order", pair[1].number)));
+        }
+        let is_good = |bytes: u32| bytes == 0 || limits::BLOCK_BYTES.contains(&bytes);
+        match self.groups.iter().find(|group| !is_good(group.block_bytes)) {
+            Some(group) => Err(invalid(format!(
+                "locality group {}: blocks of {} bytes; from {} to {} are possible",
+                group.number,
+                group.block_bytes,
+                limits::BLOCK_BYTES.start(),
+                limits::BLOCK_BYTES.end()
+            ))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -194,12 +259,53 @@ impl From<&Family> for master::FamilySchema {
     }
 }
 
+impl TryFrom<&master::LocalityGroupSchema> for LocalityGroup {
+    type Error = RpcError;
+    fn try_from(message: &master::LocalityGroupSchema) -> Result<LocalityGroup, RpcError> {
+        let (number, block_bytes, in_memory) = (message.number, message.block_bytes, message.in_memory);
+        let compression = match master::Compression::try_from(message.compression) {
+            Ok(master::Compression::Unspecified) => Compression::Auto,
+            Ok(master::Compression::None) => Compression::None,
+            Ok(master::Compression::Lz4) => Compression::Lz4,
+            Ok(master::Compression::Zstd) => Compression::Zstd,
+            Err(_) => return Err(invalid(format!("locality group {number}: unknown compression"))),
+        };
+        Ok(LocalityGroup { number, block_bytes, compression, in_memory })
+    }
+}
+
+impl From<&LocalityGroup> for master::LocalityGroupSchema {
+    fn from(group: &LocalityGroup) -> master::LocalityGroupSchema {
+        let compression = match group.compression {
+            Compression::Auto => master::Compression::Unspecified,
+            Compression::None => master::Compression::None,
+            Compression::Lz4 => master::Compression::Lz4,
+            Compression::Zstd => master::Compression::Zstd,
+        };
+        master::LocalityGroupSchema {
+            number: group.number,
+            block_bytes: group.block_bytes,
+            compression: compression.into(),
+            in_memory: group.in_memory,
+        }
+    }
+}
+
 impl TryFrom<&master::TableSchema> for TableSchema {
     type Error = RpcError;
     fn try_from(message: &master::TableSchema) -> Result<TableSchema, RpcError> {
         let families = message.families.iter().map(Family::try_from).collect::<Result<_, _>>()?;
         let id = TableId(message.table_id);
-        let schema = TableSchema { id, name: message.name.clone(), version: message.version, families };
+        let groups = message.groups.iter().map(LocalityGroup::try_from).collect::<Result<_, _>>()?;
+        let schema = TableSchema {
+            id,
+            name: message.name.clone(),
+            version: message.version,
+            families,
+            groups,
+            salt: message.salt,
+            split_bytes: message.split_bytes,
+        };
         schema.validate()?;
         Ok(schema)
     }
@@ -212,7 +318,9 @@ impl From<&TableSchema> for master::TableSchema {
             name: schema.name.clone(),
             version: schema.version,
             families: schema.families.iter().map(master::FamilySchema::from).collect(),
-            ..Default::default()
+            groups: schema.groups.iter().map(master::LocalityGroupSchema::from).collect(),
+            salt: schema.salt,
+            split_bytes: schema.split_bytes,
         }
     }
 }
@@ -227,13 +335,17 @@ mod tests {
             Family { name: "a".into(), id: FamilyId(7), gc, locality_group: 3 },
             Family { name: "b".into(), id: FamilyId(8), gc: GcRule::KeepAll, locality_group: 0 },
         ];
-        TableSchema { id: TableId(4), name: "t".into(), version: 9, families }
+        let group = LocalityGroup { number: 3, block_bytes: 65_536, compression: Compression::Zstd, in_memory: true };
+        let groups = vec![group];
+        TableSchema { id: TableId(4), name: "t".into(), version: 9, families, groups, salt: 8, split_bytes: 77 }
     }
 
     #[test]
     fn a_schema_survives_the_wire() {
         assert_eq!(TableSchema::try_from(&master::TableSchema::from(&schema())).unwrap(), schema());
         assert_eq!(schema().locality_groups(), [0, 3]);
+        assert!(schema().group(3).in_memory);
+        assert_eq!(schema().group(9), LocalityGroup { number: 9, ..LocalityGroup::default() });
     }
 
     #[test]
@@ -250,6 +362,19 @@ mod tests {
         assert!(validate_row_key(b"").is_err());
         assert!(validate_row_key(&[b'k'; 4097]).is_err());
         assert!(validate_row_key(&[b'k'; 4096]).is_ok());
+    }
+
+    #[test]
+    fn refuses_bad_groups() {
+        for bad in [
+            LocalityGroup { number: 3, ..LocalityGroup::default() },
+            LocalityGroup { number: 4, block_bytes: 7, ..LocalityGroup::default() },
+        ] {
+            let mut schema = schema();
+            schema.groups.push(bad);
+            assert!(schema.validate().is_err(), "{bad:?}");
+        }
+        assert!(TableSchema { salt: limits::SALT_MAX + 1, ..schema() }.validate().is_err());
     }
 
     #[test]

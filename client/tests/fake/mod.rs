@@ -239,7 +239,8 @@ impl State {
             .iter()
             .map(|name| Family { name: name.clone(), id: FamilyId(self.id()), gc: GcRule::KeepAll, locality_group: 0 })
             .collect();
-        let schema = TableSchema { id: TableId(table), name: name.to_owned(), version: 1, families };
+        let schema =
+            TableSchema { id: TableId(table), name: name.to_owned(), version: 1, families, ..TableSchema::default() };
         self.tables.insert(table, schema);
         let mut bounds = vec![Bytes::new()];
         bounds.extend(splits.iter().cloned());

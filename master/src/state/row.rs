@@ -204,6 +204,7 @@ impl MetaRow {
             needed_logs: self.needed_logs.iter().map(|server| server.0).collect(),
             memory_file: self.memory_file.as_deref().unwrap_or_default().to_owned(),
             failure: self.failure.as_ref().map(|failure| failure.reason.clone()).unwrap_or_default(),
+            procedure: 0,
         }
     }
 }

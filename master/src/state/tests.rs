@@ -34,7 +34,7 @@ pub fn register(state: &mut State, nonce: u64) -> ServerId {
 
 pub fn schema(name: &str) -> TableSchema {
     let family = Family { name: "f".into(), id: FamilyId(0), gc: GcRule::KeepAll, locality_group: 0 };
-    TableSchema { id: TableId(0), name: name.into(), version: 0, families: vec![family] }
+    TableSchema { id: TableId(0), name: name.into(), version: 0, families: vec![family], ..TableSchema::default() }
 }
 
 /// A table of so many tablets.

@@ -172,7 +172,8 @@ mod tests {
     fn schema(ids: &[u64]) -> TableSchema {
         let family =
             |id: &u64| Family { name: format!("f{id}"), id: FamilyId(*id), gc: GcRule::KeepAll, locality_group: 0 };
-        TableSchema { id: TableId(1), name: "t".into(), version: 1, families: ids.iter().map(family).collect() }
+        let families = ids.iter().map(family).collect();
+        TableSchema { id: TableId(1), name: "t".into(), version: 1, families, ..TableSchema::default() }
     }
 
     fn column(family: u64, qualifier: &[u8]) -> Vec<u8> {

@@ -105,6 +105,7 @@ fn schema(random: &Random, version: u64) -> TableSchema {
         name: "t".into(),
         version,
         families: FAMILIES.iter().enumerate().map(family).collect(),
+        ..TableSchema::default()
     }
 }
 

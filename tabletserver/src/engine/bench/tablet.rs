@@ -72,7 +72,13 @@ impl BenchTablet {
         let objects = FolderStore::new(env.clone(), options.folder.clone());
         let context = EngineContext::new(env.clone(), Arc::new(objects.clone()), options.engine.clone())?;
         let family = Family { name: "f".into(), id: FAMILY, gc: GcRule::MaxVersions(1), locality_group: 0 };
-        let schema = TableSchema { id: TableId(1), name: "bench".into(), version: 1, families: vec![family] };
+        let schema = TableSchema {
+            id: TableId(1),
+            name: "bench".into(),
+            version: 1,
+            families: vec![family],
+            ..TableSchema::default()
+        };
         let row = MetaRow { tablet_id: 1, table_id: 1, ..MetaRow::default() };
         let tablet = Arc::new(BenchTablet {
             store: TabletStore::open(&context, Arc::new(schema), &row)?,

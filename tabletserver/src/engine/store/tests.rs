@@ -24,7 +24,13 @@ fn store() -> TabletStore {
     let context = EngineContext::new(env, Arc::new(InMemory::new()), config).unwrap();
     let family =
         |id: u64| Family { name: format!("f{id}"), id: FamilyId(id), gc: GcRule::KeepAll, locality_group: id as u32 };
-    let schema = TableSchema { id: TableId(1), name: "t".into(), version: 1, families: vec![family(1), family(2)] };
+    let schema = TableSchema {
+        id: TableId(1),
+        name: "t".into(),
+        version: 1,
+        families: vec![family(1), family(2)],
+        ..TableSchema::default()
+    };
     TabletStore::open(&context, Arc::new(schema), &MetaRow::default()).unwrap()
 }
 
@@ -198,7 +204,13 @@ fn a_scan_of_everything_leaves_what_is_read_often_in_the_cache() {
         };
         let context = EngineContext::new(env, Arc::new(InMemory::new()), config).unwrap();
         let family = Family { name: "f".into(), id: FamilyId(1), gc: GcRule::KeepAll, locality_group: 0 };
-        let schema = TableSchema { id: TableId(1), name: "t".into(), version: 1, families: vec![family] };
+        let schema = TableSchema {
+            id: TableId(1),
+            name: "t".into(),
+            version: 1,
+            families: vec![family],
+            ..TableSchema::default()
+        };
         let store = TabletStore::open(&context, Arc::new(schema), &MetaRow::default()).unwrap();
         let name = |i: u64| format!("row{i:08}");
         for i in 0..8000u64 {
