@@ -6,7 +6,7 @@
 //! | [`memtable`] | what is not flushed yet, per locality group |
 //! | [`sstable`] | immutable files: format, writer, reader, cursor |
 //! | [`merge`], [`visible`], [`filter`] | many sorted sources as one; what a snapshot shows of it; what the caller wants of that |
-//! | [`view`], [`scan`] | a tablet at one moment; its rows as packed batches |
+//! | [`view`], [`scan`], `point` | a tablet at one moment; its rows as packed batches; one row without a walk |
 //! | [`flush`], [`compaction`] | memtables to files, files to fewer files |
 //! | [`cache`] | blocks of all tablets |
 //! | [`bench`] | one tablet's engine under load |
@@ -27,6 +27,7 @@ pub mod memtable;
 pub mod merge;
 #[cfg(test)]
 mod model_tests;
+mod point;
 mod rewrite;
 pub mod scan;
 pub mod sstable;

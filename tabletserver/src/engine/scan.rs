@@ -1,6 +1,6 @@
 //! Rows as packed batches of cells.
 //!
-//! A [`RowScanner`] drives a merge through [`Visibility`] and the filter into a batch. The inner loop is
+//! A [`RowScanner`] looks a single row up ([`point`]) or drives a merge through [`Visibility`] and the filter into a batch. The inner loop is
 //! synchronous and allocates nothing per cell; it stops to wait only for blocks that are not in memory.
 //!
 //! Invariants: (1) a row comes out whole or in pieces that say so, never twice; (2) `last_scanned` names
@@ -16,6 +16,7 @@ use super::columns::{Column, Columns, step_behind};
 use super::error::EngineError;
 use super::filter::Filter;
 use super::merge::Merge;
+use super::point::{self, PointRead};
 use super::sstable::bloom;
 use super::sstable::cursor::{CursorState, ReadOptions};
 use super::store::Version;
@@ -94,11 +95,11 @@ enum Then {
 
 /// Where the walk is within its row.
 #[derive(Debug, Default)]
-struct RowState {
+pub(super) struct RowState {
     /// The row key, once a cell of it was let through.
     key: Vec<u8>,
     started: bool,
-    cells: u32,
+    pub(super) cells: u32,
     /// The column that the next fields are about.
     column: u64,
     verdict: Option<Column>,
@@ -109,13 +110,13 @@ struct RowState {
 
 /// The last qualifier, to be shared by the next cells of its name.
 #[derive(Debug, Default)]
-struct QualifierMemo {
+pub(super) struct QualifierMemo {
     escaped: Vec<u8>,
     qualifier: Bytes,
 }
 
 impl QualifierMemo {
-    fn get(&mut self, escaped: &[u8]) -> &Bytes {
+    pub(super) fn get(&mut self, escaped: &[u8]) -> &Bytes {
         if self.escaped != escaped {
             self.escaped.clear();
             self.escaped.extend_from_slice(escaped);
@@ -126,7 +127,7 @@ impl QualifierMemo {
 }
 
 /// What to do with a cell.
-enum Verdict {
+pub(super) enum Verdict {
     Push,
     /// Unwanted, and so may be the one after it.
     Step,
@@ -142,9 +143,57 @@ enum Step {
     End,
 }
 
-/// A running scan.
+/// A running read.
 #[derive(Debug)]
-pub struct RowScanner {
+pub struct RowScanner(Way);
+
+#[derive(Debug)]
+enum Way {
+    /// One row, looked up.
+    Row(Box<(ReadView, ScanRequest)>),
+    /// A walk.
+    Walk(Box<Scan>),
+    Ended,
+}
+
+impl RowScanner {
+    pub(super) fn start(view: &ReadView, request: ScanRequest) -> RowScanner {
+        match &request.targets {
+            ScanTargets::Rows(rows) if rows.len() == 1 => match view.range.contains(&rows[0]) {
+                // The walk that it may have to become needs no bounds: they hold for the one row.
+                true => RowScanner(Way::Row(Box::new((view.unbounded(), request)))),
+                false => RowScanner(Way::Ended),
+            },
+            ScanTargets::Rows(_) | ScanTargets::Ranges(_) => {
+                RowScanner(Way::Walk(Box::new(Scan::start(view, request))))
+            }
+        }
+    }
+
+    /// The next batch; None at the end. After an error the scan is over.
+    pub async fn next_batch(&mut self) -> Result<Option<ScanBatch>, EngineError> {
+        loop {
+            match &mut self.0 {
+                Way::Ended => return Ok(None),
+                Way::Walk(scan) => return scan.next_batch().await,
+                Way::Row(read) => {
+                    let found = point::read(&read.0, &read.1).await;
+                    let Way::Row(read) = std::mem::replace(&mut self.0, Way::Ended) else {
+                        unreachable!("just matched");
+                    };
+                    match found? {
+                        PointRead::Done(batch) => return Ok(batch),
+                        PointRead::Large => self.0 = Way::Walk(Box::new(Scan::start(&read.0, read.1))),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A walk over ranges or rows.
+#[derive(Debug)]
+struct Scan {
     merge: Merge,
     visibility: Visibility,
     columns: Arc<Columns>,
@@ -166,8 +215,8 @@ pub struct RowScanner {
     _pins: Arc<Version>,
 }
 
-impl RowScanner {
-    pub(super) fn start(view: &ReadView, request: ScanRequest) -> RowScanner {
+impl Scan {
+    fn start(view: &ReadView, request: ScanRequest) -> Scan {
         let config = &view.context.config;
         let columns = view.version.columns(&request.filter);
         let now = view.context.env.clock.wall_micros();
@@ -179,14 +228,14 @@ impl RowScanner {
             wanted: columns.wanted(&request.filter, now),
         };
         let groups = view.version.groups_of(&columns);
-        let memtables = groups.iter().flat_map(|group| group.memtables());
+        let memtables = groups.clone().flat_map(|group| group.memtables());
         let row_hash = single_row_hash(&request.targets);
-        let files = groups.iter().flat_map(|group| group.files()).filter(|file| file.may_contain(row_hash));
+        let files = groups.flat_map(|group| group.files()).filter(|file| file.may_contain(row_hash));
         let merge = Merge::new(memtables, files, options);
-        RowScanner {
+        Scan {
             merge,
             visibility: Visibility::new(view.seq),
-            columns,
+            columns: columns.clone(),
             filter: request.filter,
             now,
             phase: Phase::NextTarget,
@@ -204,8 +253,7 @@ impl RowScanner {
         }
     }
 
-    /// The next batch; None at the end. After an error the scan is over.
-    pub async fn next_batch(&mut self) -> Result<Option<ScanBatch>, EngineError> {
+    async fn next_batch(&mut self) -> Result<Option<ScanBatch>, EngineError> {
         loop {
             match self.step() {
                 Ok(Step::Batch(batch)) => return Ok(Some(batch)),
@@ -436,7 +484,7 @@ fn single_row_hash(targets: &ScanTargets) -> Option<u64> {
 
 /// What the GC rule and the filter say of a shown cell.
 #[inline]
-fn judge(
+pub(super) fn judge(
     columns: &Columns,
     filter: &Filter,
     now: i64,

@@ -101,11 +101,11 @@ impl Version {
     }
 
     /// The groups that hold any of the columns.
-    pub(super) fn groups_of(&self, columns: &Columns) -> Vec<&Group> {
+    pub(super) fn groups_of<'a>(&'a self, columns: &'a Columns) -> impl Iterator<Item = &'a Group> + Clone {
         let wanted = |group: u32| {
             self.schema.families.iter().any(|family| family.locality_group == group && columns.has_family(family.id))
         };
-        self.groups.iter().filter(|(number, _)| wanted(**number)).map(|(_, group)| group).collect()
+        self.groups.iter().filter(move |(number, _)| wanted(**number)).map(|(_, group)| group)
     }
 
     pub(super) fn all_files(&self) -> impl Iterator<Item = &Arc<FileHandle>> {

@@ -92,6 +92,11 @@ impl ReadView {
         ReadView { context, version, range, seq }
     }
 
+    /// The same without the tablet's bounds, for who has checked them.
+    pub(super) fn unbounded(&self) -> ReadView {
+        ReadView { range: RowRange::ALL, ..self.clone() }
+    }
+
     /// Writes up to here are seen.
     pub fn seq(&self) -> SeqNo {
         self.seq

@@ -13,8 +13,9 @@ use bytes::{BufMut, Bytes};
 use uruk_proto::DecodeError;
 use uruk_proto::codec::put_varint;
 
-/// Bytes behind a restart point that call for another: a search steps through what lies between two.
-const RESTART_BYTES: usize = 1 << 10;
+/// Bytes behind a restart point that call for another: a search steps through what lies between two, and
+/// each step is a line of memory that is not in the processor's cache.
+const RESTART_BYTES: usize = 256;
 
 /// Builds one block after another.
 #[derive(Debug)]
@@ -110,9 +111,9 @@ pub fn shared_prefix_len(a: &[u8], b: &[u8]) -> usize {
 
 /// An unpacked block. Cheap to clone.
 ///
-/// Beside its bytes it keeps what makes a search fast: the prefix that all restart keys share, and the
-/// eight bytes behind it of each, as numbers that lie side by side. A block whose restart points make
-/// no sense has none of that; searching it says what is wrong.
+/// Beside its bytes it keeps what makes a search fast: the prefix that all restart keys share, and of each
+/// the eight bytes behind it, as numbers that lie side by side, with its place. A block whose restart
+/// points make no sense has none of that; searching it says what is wrong.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Block(Arc<Unpacked>);
 
@@ -124,7 +125,16 @@ struct Unpacked {
     /// Length of the prefix that all restart keys share.
     common: usize,
     /// Of each restart key; empty when restart points make no sense.
-    words: Vec<u64>,
+    points: Vec<Point>,
+    /// Whether every entry is a restart point.
+    all_restart: bool,
+}
+
+/// A restart point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Point {
+    word: u64,
+    offset: u32,
 }
 
 impl Block {
@@ -135,16 +145,29 @@ impl Block {
         let restarts = u32_at(&data, count_at) as usize;
         let restart_bytes = restarts.checked_mul(4).filter(|bytes| restarts > 0 && *bytes <= count_at);
         let entries_end = count_at - restart_bytes.ok_or_else(|| error("bad number of restarts"))?;
-        let mut block = Unpacked { data, entries_end, restarts, common: 0, words: Vec::new() };
-        if let Ok((common, words)) = block.search_words() {
-            (block.common, block.words) = (common, words);
+        let mut block = Unpacked { data, entries_end, restarts, common: 0, points: Vec::new(), all_restart: false };
+        if let Ok((common, points, all_restart)) = block.search_points() {
+            (block.common, block.points, block.all_restart) = (common, points, all_restart);
         }
         Ok(Block(Arc::new(block)))
     }
 
     /// Bytes in memory.
     pub fn len(&self) -> usize {
-        self.0.data.len() + 8 * self.0.words.len()
+        self.0.data.len() + size_of::<Point>() * self.0.points.len()
+    }
+
+    /// In an index block: the value of the last entry at or before `target`, and the key of the entry behind
+    /// it. None when there is no such entry, or when it takes a [`BlockCursor`] to tell.
+    pub fn lookup(&self, target: &[u8]) -> Result<Option<(&[u8], Option<&[u8]>)>, DecodeError> {
+        let block = &*self.0;
+        if !block.all_restart {
+            return Ok(None);
+        }
+        let Some(at) = block.restarts_before(target, Bound::At)?.checked_sub(1) else { return Ok(None) };
+        let (start, end) = block.entry(block.restart(at))?.value;
+        let next = if at + 1 < block.restarts { Some(block.restart_key(at + 1)?) } else { None };
+        Ok(Some((&block.data[start..end], next)))
     }
 
     /// Whether it has no entry.
@@ -155,7 +178,10 @@ impl Block {
 
 impl Unpacked {
     fn restart(&self, i: usize) -> usize {
-        u32_at(&self.data, self.entries_end + 4 * i) as usize
+        match self.points.get(i) {
+            Some(point) => point.offset as usize,
+            None => u32_at(&self.data, self.entries_end + 4 * i) as usize,
+        }
     }
 
     fn restart_key(&self, i: usize) -> Result<&[u8], DecodeError> {
@@ -170,33 +196,49 @@ impl Unpacked {
         Ok(&self.data[entry.suffix.0..entry.suffix.1])
     }
 
-    fn search_words(&self) -> Result<(usize, Vec<u64>), DecodeError> {
+    /// The prefix that restart keys share, the restart points, and whether there are no other entries.
+    fn search_points(&self) -> Result<(usize, Vec<Point>, bool), DecodeError> {
         let error = || DecodeError { what: "block", offset: 0, why: "restarts out of order" };
         let (first, last) = (self.restart_key(0)?, self.restart_key(self.restarts - 1)?);
         let common = shared_prefix_len(first, last);
-        let mut words: Vec<u64> = Vec::with_capacity(self.restarts);
+        let mut points: Vec<Point> = Vec::with_capacity(self.restarts);
+        let (mut all_restart, mut end) = (true, 0);
         for i in 0..self.restarts {
-            let rest = self.restart_key(i)?.strip_prefix(&first[..common]).ok_or_else(error)?;
-            let word = word_of(rest);
-            if words.last().is_some_and(|before| *before > word) {
+            let offset = self.restart(i);
+            let word = word_of(self.restart_key(i)?.strip_prefix(&first[..common]).ok_or_else(error)?);
+            if points.last().is_some_and(|before| before.word > word) {
                 return Err(error());
             }
-            words.push(word);
+            all_restart &= offset == end;
+            end = self.entry(offset)?.value.1;
+            points.push(Point { word, offset: offset as u32 });
         }
-        Ok((common, words))
+        Ok((common, points, all_restart && end == self.entries_end))
+    }
+
+    /// Where the first entry that starts with `prefix` is, if its word is the first not below the
+    /// prefix's; it may be another entry. Looks at nothing but the points. Whoever finds that the entry does
+    /// start with the prefix knows that none before it does: those have lower words.
+    fn guess(&self, prefix: &[u8]) -> Option<usize> {
+        if !self.all_restart || prefix.len() <= self.common {
+            return None;
+        }
+        let word = word_of(&prefix[self.common..]);
+        let at = self.points.partition_point(|point| point.word < word);
+        (at < self.points.len()).then_some(at)
     }
 
     /// How many restart keys are before `target` (or at it, with `At`).
     fn restarts_before(&self, target: &[u8], bound: Bound) -> Result<usize, DecodeError> {
         let (mut low, mut high) = (0, self.restarts);
-        if !self.words.is_empty() {
+        if !self.points.is_empty() {
             let common = &self.restart_key(0)?[..self.common];
             let Some(rest) = target.strip_prefix(common) else {
                 return Ok(if target < common { 0 } else { self.restarts });
             };
             let word = word_of(rest);
-            low = self.words.partition_point(|other| *other < word);
-            high = low + self.words[low..].partition_point(|other| *other == word);
+            low = self.points.partition_point(|point| point.word < word);
+            high = low + self.points[low..].partition_point(|point| point.word == word);
         }
         while low < high {
             let middle = (low + high) / 2;
@@ -326,6 +368,19 @@ impl BlockCursor {
         Ok(true)
     }
 
+    /// To the first entry whose key starts with `prefix`; false if there is none. What it does else is as
+    /// after [`BlockCursor::seek`].
+    pub fn seek_prefix(&mut self, prefix: &[u8]) -> Result<bool, DecodeError> {
+        if let Some(at) = self.block.0.guess(prefix) {
+            self.key.clear();
+            self.next = self.block.0.restart(at);
+            if self.advance()? && self.key.starts_with(prefix) {
+                return Ok(true);
+            }
+        }
+        Ok(self.seek(prefix)? && self.key.starts_with(prefix))
+    }
+
     /// To the first entry with a key at or after `target`; false if there is none.
     pub fn seek(&mut self, target: &[u8]) -> Result<bool, DecodeError> {
         if !self.seek_restart(target, Bound::Below)? {
@@ -452,10 +507,17 @@ mod tests {
             let mut cursor = BlockCursor::new(build(&keys, interval));
             let found = cursor.seek(&target).unwrap().then(|| cursor.key().to_vec());
             prop_assert_eq!(found.as_ref(), keys.iter().find(|key| **key >= target));
+            let found = cursor.seek_prefix(&target).unwrap().then(|| cursor.key().to_vec());
+            prop_assert_eq!(found.as_ref(), keys.iter().find(|key| key.starts_with(&target)));
             let found = cursor.seek_at_or_before(&target).unwrap().then(|| cursor.key().to_vec());
             prop_assert_eq!(found.as_ref(), keys.iter().rfind(|key| **key <= target));
             let found = cursor.seek_before(&target).unwrap().then(|| cursor.key().to_vec());
             prop_assert_eq!(found.as_ref(), keys.iter().rfind(|key| **key < target));
+            let block = build(&keys, 1);
+            let expected = keys.iter().rposition(|key| *key <= target);
+            let expected = expected.map(|at| ([&keys[at][..], &keys[at]].concat(), keys.get(at + 1).cloned()));
+            let found = block.lookup(&target).unwrap();
+            prop_assert_eq!(found.map(|(value, next)| (value.to_vec(), next.map(<[u8]>::to_vec))), expected);
         }
 
         #[test]
@@ -482,6 +544,7 @@ mod tests {
                 at = cursor.advance();
             }
             let _ = (cursor.seek(b"a"), cursor.seek_before(b"b"), cursor.seek_at_or_before(b""));
+            let _ = cursor.seek_prefix(b"a");
         }
     }
 }

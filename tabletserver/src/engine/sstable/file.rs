@@ -142,6 +142,11 @@ impl FileHandle {
         !matches!((row_hash, filter), (Some(hash), Some(filter)) if !filter.may_contain(hash))
     }
 
+    /// Whether the reference covers a row, given its prefix.
+    pub fn covers(&self, row_prefix: &[u8]) -> bool {
+        *row_prefix >= self.low[..] && (self.high.is_empty() || *row_prefix < self.high[..])
+    }
+
     /// First key that the reference covers; empty for no bound.
     pub fn low(&self) -> &[u8] {
         &self.low
