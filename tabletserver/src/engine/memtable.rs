@@ -3,7 +3,11 @@
 //! Invariants: (1) nothing is ever replaced or removed; (2) an entry that was inserted stays the same
 //! bytes; inserting the same key again (replay) changes nothing; (3) readers need no lock: what they
 //! must not see yet carries a sequence number that is not published.
+//!
+//! Keys of usual length lie in the list's nodes: a search then touches one place of memory for each key that it
+//! compares.
 
+use std::borrow::Borrow;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,16 +16,96 @@ use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
 use uruk_proto::SeqNo;
 
-/// What an entry costs besides its key and value: the list's node with its tower, two `Bytes`, and its
-/// share of the row write's buffer.
-const ENTRY_OVERHEAD_BYTES: usize = 144;
+/// What an entry costs besides its value and a long key: the list's node with key and tower, a `Bytes`,
+/// and its share of the row write's buffer.
+const ENTRY_OVERHEAD_BYTES: usize = 160;
+/// Longer keys lie outside of the list's nodes.
+const INLINE_KEY_BYTES_MAX: usize = 62;
 /// A cursor copies this many entries (references to them) at first, then up to the other.
 const CHUNK_ENTRIES_MIN: usize = 4;
 const CHUNK_ENTRIES_MAX: usize = 256;
 
+/// A key, in place if it is short.
+#[derive(Clone)]
+pub enum MemtableKey {
+    /// The first `len` of these bytes.
+    Inline {
+        /// How many.
+        len: u8,
+        /// The key, then zeros.
+        bytes: [u8; INLINE_KEY_BYTES_MAX],
+    },
+    /// Too long for that.
+    Outside(Bytes),
+}
+
+impl MemtableKey {
+    /// The key in place; None when it is too long.
+    pub fn inline(key: &[u8]) -> Option<MemtableKey> {
+        let mut bytes = [0; INLINE_KEY_BYTES_MAX];
+        bytes.get_mut(..key.len())?.copy_from_slice(key);
+        Some(MemtableKey::Inline { len: key.len() as u8, bytes })
+    }
+
+    /// The key.
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            MemtableKey::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            MemtableKey::Outside(key) => key,
+        }
+    }
+
+    /// Its bytes outside of the list's node.
+    fn outside_bytes(&self) -> usize {
+        match self {
+            MemtableKey::Inline { .. } => 0,
+            MemtableKey::Outside(key) => key.len(),
+        }
+    }
+}
+
+impl From<Bytes> for MemtableKey {
+    fn from(key: Bytes) -> MemtableKey {
+        MemtableKey::inline(&key).unwrap_or(MemtableKey::Outside(key))
+    }
+}
+
+impl Borrow<[u8]> for MemtableKey {
+    fn borrow(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl PartialEq for MemtableKey {
+    fn eq(&self, other: &MemtableKey) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for MemtableKey {}
+
+impl PartialOrd for MemtableKey {
+    fn partial_cmp(&self, other: &MemtableKey) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for MemtableKey {
+    fn cmp(&self, other: &MemtableKey) -> std::cmp::Ordering {
+        self.as_slice().cmp(other.as_slice())
+    }
+}
+
+impl std::fmt::Debug for MemtableKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\"", self.as_slice().escape_ascii())
+    }
+}
+
 /// Entries in key order.
 pub struct Memtable {
-    entries: SkipMap<Bytes, Bytes>,
+    entries: SkipMap<MemtableKey, Bytes>,
     bytes: AtomicU64,
     seq_max: AtomicU64,
 }
@@ -32,10 +116,10 @@ impl Memtable {
         Memtable { entries: SkipMap::new(), bytes: AtomicU64::new(0), seq_max: AtomicU64::new(0) }
     }
 
-    /// Adds an entry; key and value should share one allocation that nobody else uses, or the count of
-    /// bytes is wrong.
-    pub fn insert(&self, key: Bytes, value: Bytes, seq: SeqNo) {
-        let bytes = key.len() + value.len() + ENTRY_OVERHEAD_BYTES;
+    /// Adds an entry; value (and a long key) should share one allocation that nobody else uses, or the count
+    /// of bytes is wrong.
+    pub fn insert(&self, key: MemtableKey, value: Bytes, seq: SeqNo) {
+        let bytes = key.outside_bytes() + value.len() + ENTRY_OVERHEAD_BYTES;
         self.entries.get_or_insert(key, value);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.seq_max.fetch_max(seq.0, Ordering::AcqRel);
@@ -75,7 +159,7 @@ impl std::fmt::Debug for Memtable {
 pub struct MemtableCursor {
     table: Arc<Memtable>,
     upper: Vec<u8>,
-    chunk: Vec<(Bytes, Bytes)>,
+    chunk: Vec<(MemtableKey, Bytes)>,
     at: usize,
     chunk_entries: usize,
 }
@@ -95,7 +179,7 @@ impl MemtableCursor {
     /// The current key.
     #[inline]
     pub fn key(&self) -> &[u8] {
-        self.chunk.get(self.at).map_or(&[], |(key, _)| key)
+        self.chunk.get(self.at).map_or(&[], |(key, _)| key.as_slice())
     }
 
     /// The current value.
@@ -123,7 +207,7 @@ impl MemtableCursor {
         self.at = 0;
         let bound = if bound.is_empty() { Bound::Unbounded } else { Bound::Excluded(bound) };
         let found = self.table.entries.upper_bound(bound);
-        if let Some(entry) = found.filter(|entry| entry.key()[..] >= *low) {
+        if let Some(entry) = found.filter(|entry| entry.key().as_slice() >= low) {
             self.chunk.push((entry.key().clone(), entry.value().clone()));
         }
     }
@@ -133,9 +217,9 @@ impl MemtableCursor {
     pub fn advance(&mut self) {
         self.at += 1;
         if self.at == self.chunk.len() && self.at == self.chunk_entries {
-            let (last, _) = self.chunk[self.at - 1].clone();
+            let last = self.chunk[self.at - 1].0.clone();
             self.chunk_entries = (self.chunk_entries * 2).min(CHUNK_ENTRIES_MAX);
-            self.fill(Bound::Excluded(&last));
+            self.fill(Bound::Excluded(last.as_slice()));
         }
     }
 
@@ -157,10 +241,30 @@ impl MemtableCursor {
 mod tests {
     use super::*;
 
+    fn key_of(number: u32) -> MemtableKey {
+        Bytes::copy_from_slice(&number.to_be_bytes()).into()
+    }
+
+    #[test]
+    fn long_and_short_keys_are_one_order() {
+        let table = Memtable::new();
+        let keys: Vec<Vec<u8>> = (0..=2 * INLINE_KEY_BYTES_MAX).map(|len| vec![7; len]).collect();
+        keys.iter().rev().for_each(|key| table.insert(Bytes::from(key.clone()).into(), Bytes::new(), SeqNo(1)));
+        let mut cursor = MemtableCursor::new(Arc::new(table));
+        cursor.seek(&[], &[]);
+        for key in &keys {
+            assert_eq!(cursor.key(), key);
+            cursor.advance();
+        }
+        assert!(!cursor.is_at());
+        cursor.seek(&keys[INLINE_KEY_BYTES_MAX + 1], &[]);
+        assert_eq!(cursor.key(), keys[INLINE_KEY_BYTES_MAX + 1]);
+    }
+
     fn table(keys: impl IntoIterator<Item = u32>) -> Arc<Memtable> {
         let table = Memtable::new();
         for key in keys {
-            table.insert(key.to_be_bytes().to_vec().into(), Bytes::from_static(b"v"), SeqNo(u64::from(key)));
+            table.insert(key_of(key), Bytes::from_static(b"v"), SeqNo(u64::from(key)));
         }
         Arc::new(table)
     }
@@ -199,7 +303,7 @@ mod tests {
     #[test]
     fn inserting_again_changes_nothing_that_is_read() {
         let table = table([1]);
-        table.insert(1u32.to_be_bytes().to_vec().into(), Bytes::from_static(b"w"), SeqNo(1));
+        table.insert(key_of(1), Bytes::from_static(b"w"), SeqNo(1));
         let mut cursor = MemtableCursor::new(table.clone());
         cursor.seek(&[], &[]);
         assert_eq!(cursor.value(), b"v");

@@ -261,7 +261,7 @@ mod tests {
             .iter()
             .map(|keys| {
                 let table = Memtable::new();
-                keys.iter().for_each(|key| table.insert(vec![*key].into(), Bytes::new(), SeqNo(1)));
+                keys.iter().for_each(|key| table.insert(Bytes::from(vec![*key]).into(), Bytes::new(), SeqNo(1)));
                 Arc::new(table)
             })
             .collect();

@@ -15,6 +15,7 @@
 //! | everything in a frozen set | its `upto` |
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -34,7 +35,7 @@ use super::context::EngineContext;
 use super::error::EngineError;
 use super::filter::{Filter, Qualifiers};
 use super::flush::{self, FlushResult};
-use super::memtable::Memtable;
+use super::memtable::{Memtable, MemtableKey};
 use super::sstable::FileHandle;
 use super::view::ReadView;
 
@@ -197,16 +198,17 @@ impl TabletStore {
         let is_disordered = is_planted(Planted::SeqNosReused) || is_planted(Planted::FlushedAhead);
         let frozen_seq = version.frozen_seq;
         assert!(first > frozen_seq || is_disordered, "write {first} comes after the freeze at {frozen_seq}");
-        // One buffer for all keys and values of the row: one allocation, and the request's memory is free.
-        let mut writer = RowWriter { buffer: Vec::with_capacity(packed_bytes(row, mutations)), entries: Vec::new() };
+        // One buffer for all values of the row: one allocation, and the request's memory is free.
+        let mut writer = RowWriter { buffer: Vec::new(), key: Vec::new(), entries: Vec::new() };
+        writer.buffer.reserve_exact(value_bytes(mutations));
         for (i, mutation) in mutations.iter().enumerate() {
             writer.encode(&version, row, SeqNo(first.0 + i as u64), mutation);
         }
         let buffer = Bytes::from(writer.buffer);
         for entry in writer.entries {
             let group = version.groups.get(&entry.group).expect("the schema's groups exist");
-            let (key, value) = (buffer.slice(entry.start..entry.key_end), buffer.slice(entry.key_end..entry.end));
-            group.active.insert(key, value, entry.seq);
+            let value = if entry.value == (0..buffer.len()) { buffer.clone() } else { buffer.slice(entry.value) };
+            group.active.insert(entry.key, value, entry.seq);
         }
     }
 
@@ -430,68 +432,61 @@ fn facts(file: &FileHandle) -> FileFacts {
 
 struct RowWriter {
     buffer: Vec<u8>,
+    /// Of the mutation under way.
+    key: Vec<u8>,
     entries: Vec<EncodedEntry>,
 }
 
 struct EncodedEntry {
     group: u32,
     seq: SeqNo,
-    start: usize,
-    key_end: usize,
-    end: usize,
+    key: MemtableKey,
+    /// Where its value lies in the buffer.
+    value: Range<usize>,
 }
 
 impl RowWriter {
     fn encode(&mut self, version: &Version, row: &[u8], seq: SeqNo, mutation: &Mutation) {
-        let start = self.buffer.len();
-        let out = &mut self.buffer;
-        key::put_row(out, row);
-        let value: Bytes = match mutation {
+        let group = mutation.family().map(|id| version.schema.family_by_id(id).map(|family| family.locality_group));
+        if group == Some(None) {
+            return; // a family that the schema does not name
+        }
+        let (start, key) = (self.buffer.len(), &mut self.key);
+        key.clear();
+        match mutation {
             Mutation::SetCell { family, qualifier, timestamp, value } => {
-                key::put_column(out, *family, qualifier);
-                key::put_suffix(out, *timestamp, seq, key::Kind::Cell);
-                value.clone()
+                key::put_row(key, row);
+                key::put_column(key, *family, qualifier);
+                key::put_suffix(key, *timestamp, seq, key::Kind::Cell);
+                self.buffer.extend_from_slice(value);
             }
             Mutation::DeleteFromColumn { family, qualifier, start, end } => {
-                key::put_column(out, *family, qualifier);
-                key::put_suffix(out, i64::MAX, seq, key::Kind::DeleteColumn);
-                Bytes::copy_from_slice(&key::delete_column_value(*start, *end))
+                key::put_row(key, row);
+                key::put_column(key, *family, qualifier);
+                key::put_suffix(key, i64::MAX, seq, key::Kind::DeleteColumn);
+                self.buffer.extend_from_slice(&key::delete_column_value(*start, *end));
             }
-            Mutation::DeleteFromFamily { family } => {
-                out.truncate(start);
-                out.extend_from_slice(&key::delete_family(row, *family, seq));
-                Bytes::new()
-            }
-            Mutation::DeleteFromRow => {
-                out.truncate(start);
-                out.extend_from_slice(&key::delete_row(row, seq));
-                Bytes::new()
-            }
-        };
-        let key_end = out.len();
-        out.extend_from_slice(&value);
-        let end = out.len();
-        let mut add = |group| self.entries.push(EncodedEntry { group, seq, start, key_end, end });
-        match mutation.family() {
+            Mutation::DeleteFromFamily { family } => key.extend_from_slice(&key::delete_family(row, *family, seq)),
+            Mutation::DeleteFromRow => key.extend_from_slice(&key::delete_row(row, seq)),
+        }
+        let key = MemtableKey::inline(key).unwrap_or_else(|| MemtableKey::Outside(Bytes::copy_from_slice(key)));
+        let value = start..self.buffer.len();
+        let mut add = |group| self.entries.push(EncodedEntry { group, seq, key: key.clone(), value: value.clone() });
+        match group.flatten() {
             // A whole-row deletion hides cells in every group.
             None => version.groups.keys().copied().for_each(add),
-            Some(id) => match version.schema.family_by_id(id) {
-                Some(family) => add(family.locality_group),
-                None => self.buffer.truncate(start),
-            },
+            Some(group) => add(group),
         }
     }
 }
 
-fn packed_bytes(row: &[u8], mutations: &[Mutation]) -> usize {
-    // Escapes of zero bytes come on top; then the buffer grows.
-    const KEY_EXTRA_BYTES: usize = key::SUFFIX_BYTES + 16;
+fn value_bytes(mutations: &[Mutation]) -> usize {
     let bytes = |mutation: &Mutation| match mutation {
-        Mutation::SetCell { qualifier, value, .. } => qualifier.len() + value.len(),
-        Mutation::DeleteFromColumn { qualifier, .. } => qualifier.len() + 16,
+        Mutation::SetCell { value, .. } => value.len(),
+        Mutation::DeleteFromColumn { .. } => 16,
         Mutation::DeleteFromFamily { .. } | Mutation::DeleteFromRow => 0,
     };
-    mutations.iter().map(|mutation| row.len() + KEY_EXTRA_BYTES + bytes(mutation)).sum()
+    mutations.iter().map(bytes).sum()
 }
 
 #[cfg(test)]
