@@ -37,7 +37,8 @@ async fn fixture(gc: GcRule) -> Fixture {
     };
     let context = EngineContext::new(env, Arc::new(InMemory::new()), config).unwrap();
     let family = |id: u64| Family { name: format!("f{id}"), id: FamilyId(id), gc: gc.clone(), locality_group: 0 };
-    let schema = TableSchema { id: TableId(1), name: "t".into(), version: 1, families: vec![family(1), family(2)] };
+    let families = vec![family(1), family(2)];
+    let schema = TableSchema { id: TableId(1), name: "t".into(), version: 1, families, ..TableSchema::default() };
     let store = TabletStore::open(&context, Arc::new(schema), &MetaRow::default()).unwrap();
     for i in 0..ROWS {
         let family = FamilyId(if i < ROWS / 2 { 1 } else { 2 });
