@@ -1,19 +1,20 @@
-//! Tables: made, listed, described, deleted; and the cluster's status.
+//! Tables: made, altered, listed, described, deleted; and the cluster's status.
 
 use bytes::Bytes;
 use uruk_proto::ErrorCode;
+use uruk_proto::FamilyId;
 use uruk_proto::master::{
-    CreateTableRequest, DeleteTableRequest, FamilySchema, GetTableRequest, ListTablesRequest, StatusRequest,
-    TableInfo as TableInfoMessage,
+    AlterTableRequest, CreateTableRequest, DeleteTableRequest, FamilyChange as FamilyChangeMessage, FamilySchema,
+    GetTableRequest, ListTablesRequest, LocalityGroupSchema, StatusRequest, TableInfo as TableInfoMessage,
+    family_change,
 };
-use uruk_proto::schema::{Family, GcRule, TableSchema, validate_table_name};
-use uruk_proto::{FamilyId, TableId};
+use uruk_proto::schema::{Family, GcRule, LocalityGroup, TableSchema, validate_family_name, validate_table_name};
 
 use crate::client::Client;
 use crate::error::{Error, Outcome, Result, from_check};
 use crate::masters::Deadlines;
-use crate::mutation::check_row_key;
 use crate::retry::Effect;
+use crate::salt::Salt;
 
 /// A table as the master sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,6 +57,42 @@ impl FamilySpec {
     }
 }
 
+/// A table to be made.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TableSpec {
+    /// Its name.
+    pub name: String,
+    /// Its families.
+    pub families: Vec<FamilySpec>,
+    /// Row keys at which tablets start; in a salted table, behind each prefix.
+    pub splits: Vec<Bytes>,
+    /// Locality groups that are kept otherwise than by default; in any order.
+    pub groups: Vec<LocalityGroup>,
+    /// Spreads rows over so many ranges by a hash of their keys (2 to 256): for keys that only grow. It
+    /// costs scans: each reads all ranges side by side. 0 and 1: none.
+    pub salt: u32,
+    /// A tablet above it is split; 0: the cluster's default.
+    pub split_bytes: u64,
+}
+
+/// A change of a table's families.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FamilyChange {
+    /// Makes one.
+    Create(FamilySpec),
+    /// Gives the family of this name this rule and this locality group.
+    Update(FamilySpec),
+    /// Drops the family of this name with all of its cells.
+    Drop(String),
+}
+
+impl From<&FamilySpec> for Family {
+    fn from(spec: &FamilySpec) -> Family {
+        let FamilySpec { name, gc, locality_group } = spec.clone();
+        Family { name, id: FamilyId(0), gc, locality_group }
+    }
+}
+
 impl Client {
     /// Makes a table with a tablet up to each of `splits` and one beyond; answers when all of them are
     /// served.
@@ -63,32 +100,44 @@ impl Client {
     /// # Errors
     /// Bad names or splits; a table of this name exists ([`ErrorCode::AlreadyExists`]).
     pub async fn create_table(&self, name: &str, families: &[FamilySpec], splits: &[Bytes]) -> Result<TableInfo> {
-        let family = |spec: &FamilySpec| Family {
+        let (families, splits) = (families.to_vec(), splits.to_vec());
+        self.create_table_with(&TableSpec { name: name.to_owned(), families, splits, ..TableSpec::default() }).await
+    }
+
+    /// Makes a table; answers when all of its tablets are served.
+    ///
+    /// # Errors
+    /// As [`Client::create_table`]; a bad salt or locality group.
+    pub async fn create_table_with(&self, spec: &TableSpec) -> Result<TableInfo> {
+        let mut groups = spec.groups.clone();
+        groups.sort_unstable_by_key(|group| group.number);
+        let schema = TableSchema {
             name: spec.name.clone(),
-            id: FamilyId(0),
-            gc: spec.gc.clone(),
-            locality_group: spec.locality_group,
+            families: spec.families.iter().map(Family::from).collect(),
+            groups,
+            salt: spec.salt,
+            split_bytes: spec.split_bytes,
+            ..TableSchema::default()
         };
-        let families = families.iter().map(family).collect();
-        let schema =
-            TableSchema { id: TableId(0), name: name.to_owned(), version: 0, families, ..TableSchema::default() };
         schema.validate().map_err(from_check)?;
-        let mut splits = splits.to_vec();
+        let mut splits = spec.splits.clone();
         splits.sort_unstable();
         for split in &splits {
-            check_row_key(split)?;
+            Salt::of(&schema).row(split)?;
         }
         if let Some(pair) = splits.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Error::invalid(format!("split \"{}\" is given twice", pair[0].escape_ascii())));
         }
         let request = CreateTableRequest {
-            name: name.to_owned(),
+            name: schema.name.clone(),
             families: schema.families.iter().map(FamilySchema::from).collect(),
-            splits,
+            splits: Salt::of(&schema).splits(&splits),
             request: self.core.env.random.u64(),
-            ..Default::default()
+            groups: schema.groups.iter().map(LocalityGroupSchema::from).collect(),
+            salt: schema.salt,
+            split_bytes: schema.split_bytes,
         };
-        self.core.tables.lock().remove(name);
+        self.core.tables.lock().remove(&schema.name);
         let info = self
             .core
             .masters
@@ -97,6 +146,40 @@ impl Client {
                 async move { master.create_table(request).await }
             })
             .await?;
+        table_info(info).map_err(|error| error.with_outcome(Outcome::Unknown))
+    }
+
+    /// Changes families and locality groups, in order, all at once; answers when every server goes by it.
+    /// Groups replace those with the same numbers.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTable`]; an unknown family ([`ErrorCode::NotFound`]) or one that is there already.
+    pub async fn alter_table(
+        &self,
+        name: &str,
+        changes: &[FamilyChange],
+        groups: &[LocalityGroup],
+    ) -> Result<TableInfo> {
+        validate_table_name(name).map_err(from_check)?;
+        let families: Vec<&str> = changes.iter().map(FamilyChange::family).collect();
+        families.into_iter().try_for_each(validate_family_name).map_err(from_check)?;
+        let request = AlterTableRequest {
+            name: name.to_owned(),
+            request: self.core.env.random.u64(),
+            changes: changes.iter().map(change_message).collect(),
+            groups: groups.iter().map(LocalityGroupSchema::from).collect(),
+        };
+        self.core.tables.lock().remove(name);
+        let info = self
+            .core
+            .masters
+            .call(Effect::Command, self.admin_deadlines(), |mut master| {
+                let request = request.clone();
+                async move { master.alter_table(request).await }
+            })
+            .await?;
+        // Somebody may have fetched the old one meanwhile.
+        self.core.tables.lock().remove(name);
         table_info(info).map_err(|error| error.with_outcome(Outcome::Unknown))
     }
 
@@ -165,16 +248,34 @@ impl Client {
         Ok(answer.json)
     }
 
-    fn read_deadlines(&self) -> Deadlines {
+    pub(crate) fn read_deadlines(&self) -> Deadlines {
         let config = &self.core.config;
         Deadlines { call: config.call_deadline(), attempt: config.master_attempt_deadline() }
     }
 
     /// Commands answer when their work is done, so one attempt may take as long as the call.
-    fn admin_deadlines(&self) -> Deadlines {
+    pub(crate) fn admin_deadlines(&self) -> Deadlines {
         let call = self.core.config.admin_deadline();
         Deadlines { call, attempt: call }
     }
+}
+
+impl FamilyChange {
+    fn family(&self) -> &str {
+        match self {
+            FamilyChange::Create(spec) | FamilyChange::Update(spec) => &spec.name,
+            FamilyChange::Drop(name) => name,
+        }
+    }
+}
+
+fn change_message(change: &FamilyChange) -> FamilyChangeMessage {
+    let change = match change {
+        FamilyChange::Create(spec) => family_change::Change::Create(FamilySchema::from(&Family::from(spec))),
+        FamilyChange::Update(spec) => family_change::Change::Update(FamilySchema::from(&Family::from(spec))),
+        FamilyChange::Drop(name) => family_change::Change::Drop(name.clone()),
+    };
+    FamilyChangeMessage { change: Some(change) }
 }
 
 fn unknown_table(error: Error, name: &str) -> Error {

@@ -224,7 +224,7 @@ impl Shared {
                 self.bytes.clone().acquire_many_owned(bytes).await.expect("the semaphore is never closed")
             }
         };
-        let tablet = self.tablet_of(&entry.key).await;
+        let tablet = self.tablet_of(&entry.row).await;
         let mut state = self.state.lock();
         if schema.version > state.schema.version {
             state.schema = schema;
@@ -241,13 +241,13 @@ impl Shared {
         Ok(())
     }
 
-    async fn tablet_of(&self, key: &[u8]) -> TabletId {
+    async fn tablet_of(&self, row: &[u8]) -> TabletId {
         let resolved = self.table.resolved();
-        if let Some(location) = resolved.locations.known(key) {
+        if let Some(location) = resolved.locations.known(row) {
             return location.tablet;
         }
         let within = self.table.core.config.call_deadline();
-        match resolved.locations.find(&self.table.core, key, Wanted::default(), within).await {
+        match resolved.locations.find(&self.table.core, row, Wanted::default(), within).await {
             Ok(location) => location.tablet,
             // The write will find out itself.
             Err(_) => TabletId(0),
@@ -314,7 +314,7 @@ impl Shared {
         buffer.bytes = 0;
         buffer.calls += 1;
         let mut rows = std::mem::take(&mut buffer.rows);
-        rows.sort_by(|a, b| a.entry.key.cmp(&b.entry.key));
+        rows.sort_by(|a, b| a.entry.row.cmp(&b.entry.row));
         let entries = rows.iter().map(|row| row.entry.clone()).collect::<Vec<Entry>>();
         let schema = state.schema.clone();
         let mut batch = InFlight { shared: self.clone(), tablet, rows };

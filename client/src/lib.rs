@@ -39,7 +39,8 @@
 //! # What it does by itself
 //! | event | what happens |
 //! |---|---|
-//! | a tablet moved, split, was merged | the server refuses; the location is looked up and the call sent again at once |
+//! | a tablet moved, split, was merged | the server refuses; the location is looked up and the call sent again at once; a batch is cut anew |
+//! | a tablet is frozen for a moment | the write is sent again after a few milliseconds |
 //! | a tablet server died | its connections break; the master is asked until another server has the tablet |
 //! | a tablet server fell silent | after `slow_check_ms` the master is asked, now and then, whether the tablet has a new owner |
 //! | a server is overloaded | the call waits as long as the server asks |
@@ -50,11 +51,12 @@
 //! # Parts
 //! | module | holds |
 //! |---|---|
-//! | `client`, `admin`, `config` | the handle on a cluster, table administration, every limit |
+//! | `client`, `admin`, `shape`, `config` | the handle on a cluster, tables, tablets and servers, every limit |
 //! | `table` | name → id and schema; the retry loop that all calls share |
 //! | `retry`, `error` | when to try again, how calls end: pure policy |
 //! | `location`, `locate`, `masters`, `server` | which server has a row, and connections to it |
 //! | `idempotency` | sequence numbers of writes |
+//! | `salt` | the prefixes of salted tables' row keys |
 //! | `read`, `scan`, `write`, `batch_writer` | the data calls |
 //! | `mutation`, `filter`, `row` | what they take and give, with families by name |
 
@@ -72,12 +74,14 @@ mod mutation;
 mod read;
 mod retry;
 mod row;
+mod salt;
 mod scan;
 mod server;
+mod shape;
 mod table;
 mod write;
 
-pub use admin::{FamilySpec, TableInfo};
+pub use admin::{FamilyChange, FamilySpec, TableInfo, TableSpec};
 pub use batch_writer::{BatchError, BatchWriter, Receipt, RowFailure};
 pub use client::{Client, ClientBuilder};
 pub use config::ClientConfig;
@@ -86,6 +90,8 @@ pub use filter::{Filter, ReadOptions};
 pub use mutation::{Mutation, ReadModifyWriteRule, RowMutation};
 pub use row::{Cell, Row, RowBatch};
 pub use scan::{BatchStream, Order, RowStream, ScanOptions};
+pub use shape::{BalanceMode, CheckDepth, Procedure, TabletChoice};
 pub use table::Table;
-pub use uruk_proto::schema::{Family, GcRule, TableSchema};
+pub use uruk_proto::master::{BalanceResponse, BalancedServer, CheckFinding, CheckResponse, PlannedMove};
+pub use uruk_proto::schema::{Compression, Family, GcRule, LocalityGroup, TableSchema};
 pub use uruk_proto::{ErrorCode, RowRange, cell_batch};

@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use uruk_base::Moment;
 use uruk_proto::limits::ROW_KEY_BYTES_MAX;
-use uruk_proto::master::{LocateRequest, TabletLocation};
+use uruk_proto::master::{LocateRequest, LocateResponse, TabletLocation};
 use uruk_proto::{Epoch, ErrorCode, RowRange, ServerId, TableId, TabletId};
 
 use crate::client::Core;
@@ -70,33 +70,43 @@ impl Locations {
         if let Some(location) = self.good_enough(row, wanted) {
             return Ok(location);
         }
-        let asked = core.env.clock.now();
-        let request = LocateRequest {
-            table_id: self.table.0,
-            row: Bytes::copy_from_slice(row),
-            limit: core.config.locate_tablets,
-            from_leader: wanted.from_leader,
+        let mut from_leader = wanted.from_leader;
+        let found = loop {
+            let asked = core.env.clock.now();
+            let answer = self.ask(core, row, from_leader, within).await?;
+            let mut map = self.map.write();
+            let mut is_old_news = false;
+            for tablet in answer.tablets {
+                is_old_news |= !map.insert(location(core, tablet)?, asked, from_leader);
+            }
+            let found = map.get(row).map(|entry| entry.location.clone());
+            if found.is_some() || !is_old_news || from_leader {
+                break found;
+            }
+            // We know better than this replica, but not where the row is.
+            from_leader = true;
         };
-        let deadlines = Deadlines { call: within, attempt: core.config.master_attempt_deadline() };
-        let answer = core
-            .masters
-            .call(Effect::Read, deadlines, |mut master| {
-                let request = request.clone();
-                async move { master.locate(request).await }
-            })
-            .await?;
-        let mut map = self.map.write();
-        for tablet in answer.tablets {
-            map.insert(location(core, tablet)?, asked, wanted.from_leader);
-        }
-        let found = map.get(row).map(|entry| entry.location.clone());
-        drop(map);
         drop(one_at_a_time);
         found.ok_or_else(|| Error::Refused {
             code: ErrorCode::Unavailable,
             message: format!("the master names no tablet of {} for row \"{}\"", self.table, row.escape_ascii()),
             outcome: Outcome::NotDone,
         })
+    }
+
+    async fn ask(&self, core: &Core, row: &[u8], from_leader: bool, within: Duration) -> Result<LocateResponse> {
+        let request = LocateRequest {
+            table_id: self.table.0,
+            row: Bytes::copy_from_slice(row),
+            limit: core.config.locate_tablets,
+            from_leader,
+        };
+        let deadlines = Deadlines { call: within, attempt: core.config.master_attempt_deadline() };
+        let answer = core.masters.call(Effect::Read, deadlines, |mut master| {
+            let request = request.clone();
+            async move { master.locate(request).await }
+        });
+        answer.await
     }
 
     fn good_enough(&self, row: &[u8], wanted: Wanted) -> Option<Arc<Location>> {

@@ -1,8 +1,9 @@
 //! Where the tablets of one table are, as far as this client knows. Pure: `locate` asks the master.
 //!
-//! Invariants: (1) no two entries overlap; (2) for one tablet, an older epoch never replaces a newer
-//! one; (3) an entry may be wrong at any time: the tablet server refuses what it does not own, and
-//! that refusal is what keeps reads and writes right, not this cache.
+//! Invariants: (1) no two entries overlap; (2) for one row key, epochs only grow (an assignment, a split
+//! and a merge each raise them), so only the leader's word replaces a newer epoch by an older one;
+//! (3) an entry may be wrong at any time: the tablet server refuses what it does not own, and that
+//! refusal is what keeps reads and writes right, not this cache.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -63,15 +64,15 @@ impl LocationMap {
         entry.location.range.is_before_end(row).then_some(entry)
     }
 
-    /// Learns a location. Whatever overlaps it goes.
-    pub fn insert(&mut self, location: Location, asked: Moment, from_leader: bool) {
-        if let Some(known) = self.entries.get(&location.range.start)
-            && known.location.tablet == location.tablet
-            && known.location.epoch > location.epoch
-        {
-            return;
+    /// Learns a location. Whatever overlaps it goes. False if it is old news: a replica of the master
+    /// may not have heard yet of a move, split or merge that is known here.
+    pub fn insert(&mut self, location: Location, asked: Moment, from_leader: bool) -> bool {
+        let overlapping = self.overlapping(&location.range);
+        let is_newer = |start: &Bytes| self.entries[start].location.epoch > location.epoch;
+        if !from_leader && overlapping.iter().any(is_newer) {
+            return false;
         }
-        for start in self.overlapping(&location.range) {
+        for start in overlapping {
             self.entries.remove(&start);
         }
         if self.entries.len() >= self.tablets_max {
@@ -79,6 +80,7 @@ impl LocationMap {
         }
         let start = location.range.start.clone();
         self.entries.insert(start, Entry { location: Arc::new(location), asked, from_leader });
+        true
     }
 
     /// Forgets `location`, unless something else is known there by now.
@@ -156,8 +158,21 @@ mod tests {
     fn old_news_does_not_replace_a_newer_epoch() {
         let mut map = LocationMap::new(10);
         map.insert(location(1, "", "", 5), Moment::default(), false);
-        map.insert(location(1, "", "", 4), Moment::default(), false);
+        assert!(!map.insert(location(1, "", "", 4), Moment::default(), false));
         assert_eq!(at(&map, "a"), Some((1, 5)));
+    }
+
+    #[test]
+    fn news_from_before_a_split_or_merge_does_not_replace_what_came_of_it() {
+        let mut map = LocationMap::new(10);
+        map.insert(location(2, "m", "", 6), Moment::default(), false);
+        assert!(!map.insert(location(1, "", "", 5), Moment::default(), false));
+        assert_eq!((at(&map, "a"), at(&map, "m")), (None, Some((2, 6))));
+        assert!(map.insert(location(3, "", "", 7), Moment::default(), false));
+        assert!(!map.insert(location(2, "m", "", 6), Moment::default(), false));
+        assert_eq!((at(&map, "a"), at(&map, "m")), (Some((3, 7)), Some((3, 7))));
+        assert!(map.insert(location(4, "m", "", 6), Moment::default(), true), "the leader knows best");
+        assert_eq!((at(&map, "a"), at(&map, "m")), (None, Some((4, 6))));
     }
 
     #[test]

@@ -24,11 +24,11 @@ impl Table {
         check_row_key(key)?;
         let key = Bytes::copy_from_slice(key);
         let (_, _) = self.with_schema(|schema| options.filter.to_message(schema)).await?;
-        let request = |Target { mut client, tablet, schema }: Target| {
+        let request = |Target { mut client, tablet, schema, row }: Target| {
             let request = ReadRequest {
                 tablet: Some(tablet),
                 ranges: Vec::new(),
-                rows: vec![key.clone()],
+                rows: vec![row.clone()],
                 filter: Some(options.filter.to_message(&schema)?),
                 rows_limit: 0,
                 reverse: false,
@@ -41,17 +41,33 @@ impl Table {
                 while let Some(response) = stream.message().await? {
                     batches.push(response.batch);
                 }
-                Ok((batches, schema))
+                Ok((batches, row, schema))
             })
         };
-        let (batches, schema) = self.call(&key, Effect::Read, request).await?;
-        let Some(row) = join(&key, batches)? else { return Ok(None) };
+        let (batches, row, schema) = self.call(&key, Effect::Read, request).await?;
+        let Some(mut row) = join(&row, batches)? else { return Ok(None) };
+        row.key = key;
         let schema = self.naming(schema, std::slice::from_ref(&row)).await?;
         Ok(Some(Row::new(row, schema)))
     }
 
-    /// The last keys of the table's tablets, each the first key beyond, in order; the last is empty.
+    /// The last keys of the table's tablets, each the first key beyond, in order; the last is empty. Those of
+    /// a salted table are the tablets' ends without their prefixes: each cuts the rows of all prefixes.
     pub async fn sample_row_keys(&self) -> Result<Vec<Bytes>> {
+        let salt = self.salt();
+        let mut ends = self.tablet_ends().await?;
+        if salt.is_none() {
+            return Ok(ends);
+        }
+        ends.retain(|end| end.len() > 1);
+        let mut keys = ends.iter().map(|end| salt.key(end)).collect::<Result<Vec<Bytes>>>()?;
+        keys.sort_unstable();
+        keys.dedup();
+        keys.push(Bytes::new());
+        Ok(keys)
+    }
+
+    async fn tablet_ends(&self) -> Result<Vec<Bytes>> {
         let mut ends: Vec<Bytes> = Vec::new();
         let mut attempts = self.attempts(Effect::Read);
         let mut wanted = Wanted { asked_after: Some(self.now()), from_leader: false };

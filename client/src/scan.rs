@@ -2,7 +2,8 @@
 //!
 //! A scan is cut into one piece per tablet. The pieces are opened ahead of the reader (servers push
 //! up to a flow-control window each), and each piece looks after itself: it resumes after the last
-//! complete row, wherever its rows live by then ([`piece`]). [`merge`] puts the pieces in order.
+//! complete row, wherever its rows live by then ([`piece`]). [`merge`] puts the pieces in order. In a salted
+//! table that is done for each prefix, and [`salted`] puts the rows of all prefixes in order.
 //!
 //! No task runs for a scan: dropping the stream ends it, on the servers as well.
 
@@ -20,10 +21,12 @@ use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::row::{Row, RowBatch};
 use crate::scan::merge::Merge;
+use crate::scan::salted::Salted;
 use crate::table::Table;
 
 mod merge;
 mod piece;
+mod salted;
 
 /// Most pieces of one scan that are open at once.
 const OPEN_PIECES_MAX: usize = 64;
@@ -91,7 +94,12 @@ impl Table {
     /// The same rows batch by batch as they arrive, with families by id: whole rows only.
     pub fn scan_batches(&self, range: RowRange, options: ScanOptions) -> BatchStream {
         let left = if options.limit == 0 { u64::MAX } else { options.limit };
-        BatchStream { batches: Merge::new(self.clone(), range, options).boxed(), left }
+        let salt = self.salt();
+        let batches = match salt.is_none() {
+            true => Merge::new(self.clone(), range, options, salt).boxed(),
+            false => Salted::new(self, salt, &range, &options).boxed(),
+        };
+        BatchStream { batches, left }
     }
 }
 

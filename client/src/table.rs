@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -22,6 +23,7 @@ use crate::locate::{Locations, Wanted};
 use crate::location::Location;
 use crate::masters::Deadlines;
 use crate::retry::{Attempts, Effect, Failure, Origin, Step};
+use crate::salt::Salt;
 use crate::server::TabletClient;
 
 /// A family that the schema lacks is looked for at the master at most this often.
@@ -56,6 +58,8 @@ pub(crate) struct Target {
     pub client: TabletClient,
     pub tablet: TabletRef,
     pub schema: Arc<TableSchema>,
+    /// The key under which the call's row is stored there.
+    pub row: Bytes,
 }
 
 impl TableState {
@@ -182,10 +186,16 @@ impl Table {
         }
     }
 
-    /// Calls the tablet that holds `row` until it answers. `request` is made anew for each attempt.
+    /// How the table's rows are spread, as last fetched.
+    pub(crate) fn salt(&self) -> Salt {
+        Salt::of(&self.resolved().schema)
+    }
+
+    /// Calls the tablet that holds the row of this key until it answers. `request` is made anew for each
+    /// attempt.
     pub(crate) async fn call<T, F>(
         &self,
-        row: &[u8],
+        key: &Bytes,
         effect: Effect,
         request: impl Fn(Target) -> Result<F>,
     ) -> Result<T>
@@ -196,11 +206,13 @@ impl Table {
         let mut wanted = Wanted::default();
         loop {
             let resolved = self.resolved();
-            let (location, failure) = match self.served(&resolved, row, wanted, &attempts).await {
+            // Anew for each attempt: a table that was made anew may be salted otherwise.
+            let row = Salt::of(&resolved.schema).row(key).map_err(|error| attempts.ends_with(error))?;
+            let (location, failure) = match self.served(&resolved, &row, wanted, &attempts).await {
                 Err(failure) => (None, failure?),
                 Ok(location) => {
                     let make = |target| request(target).map_err(|error| attempts.ends_with(error));
-                    match self.attempt(&resolved, &location, row, attempts.left(self.now()), make).await? {
+                    match self.attempt(&resolved, &location, &row, attempts.left(self.now()), make).await? {
                         Ok(answer) => return Ok(answer),
                         Err(failure) => (Some(location), failure),
                     }
@@ -215,7 +227,7 @@ impl Table {
         &self,
         resolved: &Resolved,
         location: &Location,
-        row: &[u8],
+        row: &Bytes,
         left: Duration,
         request: impl FnOnce(Target) -> Result<F>,
     ) -> Result<Result<T, Failure>>
@@ -230,7 +242,7 @@ impl Table {
         let _permit = permit.expect("the semaphore is never closed");
         let (number, client) = server.client();
         let tablet = TabletRef { tablet_id: location.tablet.0, schema_version: resolved.schema.version };
-        let call = request(Target { client, tablet, schema: resolved.schema.clone() })?;
+        let call = request(Target { client, tablet, schema: resolved.schema.clone(), row: row.clone() })?;
         let result = self.answer(resolved, location, row, left, call).await;
         if let Err(failure) = &result
             && failure.origin == Origin::Silent

@@ -1,7 +1,7 @@
 //! Writes: one row, many rows, and the conditional ones.
 //!
 //! Invariants: (1) every attempt of a row's write carries the same sequence number; (2) a batch's
-//! rows are numbered in key order, so that the rows of any tablet are numbered without gaps, and stay
+//! rows are numbered in the order in which they are stored, so that the rows of any tablet are numbered without gaps, and stay
 //! so when a tablet splits; (3) a row counts as done only if a server said so.
 
 use std::collections::BTreeSet;
@@ -31,18 +31,22 @@ use crate::mutation::{
 use crate::read::join;
 use crate::retry::{Attempts, Effect, Failure};
 use crate::row::Row;
+use crate::salt::Salt;
 use crate::table::{Resolved, Table, Target};
 
 /// A row write, checked and packed.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
+    /// The row's own key.
     pub key: Bytes,
+    /// The key under which it is stored: another one in a salted table.
+    pub row: Bytes,
     pub packed: Bytes,
 }
 
 impl Entry {
     pub fn bytes(&self) -> usize {
-        self.key.len() + self.packed.len()
+        self.row.len() + self.packed.len()
     }
 }
 
@@ -57,8 +61,8 @@ impl Table {
         let (packed, packed_for) = self.with_schema(|schema| pack(schema, &mutations)).await?;
         let key = Bytes::copy_from_slice(key);
         let ticket = self.ticket(1);
-        let request = |Target { mut client, tablet, schema }: Target| {
-            let entry = RowMutations { row: key.clone(), mutations: repack(&packed, &packed_for, &schema)? };
+        let request = |Target { mut client, tablet, schema, row }: Target| {
+            let entry = RowMutations { row, mutations: repack(&packed, &packed_for, &schema)? };
             let request = MutateRowsRequest { tablet: Some(tablet), key: Some(ticket.key(0)), entries: vec![entry] };
             Ok(async move {
                 match client.mutate_rows(request).await?.into_inner().errors.into_iter().next() {
@@ -86,7 +90,7 @@ impl Table {
                 Err(error) => results.push(Err(error)),
             }
         }
-        entries.sort_by(|(_, a), (_, b)| a.key.cmp(&b.key));
+        entries.sort_by(|(_, a), (_, b)| a.row.cmp(&b.row));
         let (places, entries): (Vec<usize>, Vec<Entry>) = entries.into_iter().unzip();
         let written = self.write_sorted(&entries, &packed_for).await;
         for (place, result) in places.into_iter().zip(written) {
@@ -125,11 +129,11 @@ impl Table {
         let ((if_matched, otherwise), packed_for) = self.with_schema(build).await?;
         let key = Bytes::copy_from_slice(key);
         let ticket = self.ticket(1);
-        let request = |Target { mut client, tablet, schema }: Target| {
+        let request = |Target { mut client, tablet, schema, row }: Target| {
             let request = CheckAndMutateRequest {
                 tablet: Some(tablet),
                 key: Some(ticket.key(0)),
-                row: key.clone(),
+                row,
                 predicate: Some(predicate.to_message(&schema)?),
                 true_mutations: repack(&if_matched, &packed_for, &schema)?,
                 false_mutations: repack(&otherwise, &packed_for, &schema)?,
@@ -156,20 +160,21 @@ impl Table {
         self.with_schema(|schema| rule_messages(schema, &rules)).await?;
         let key = Bytes::copy_from_slice(key);
         let ticket = self.ticket(1);
-        let request = |Target { mut client, tablet, schema }: Target| {
+        let request = |Target { mut client, tablet, schema, row }: Target| {
             let request = ReadModifyWriteRequest {
                 tablet: Some(tablet),
                 key: Some(ticket.key(0)),
-                row: key.clone(),
+                row: row.clone(),
                 rules: rule_messages(&schema, &rules)?,
             };
-            Ok(async move { Ok((client.read_modify_write(request).await?.into_inner().batch, schema)) })
+            Ok(async move { Ok((client.read_modify_write(request).await?.into_inner().batch, row, schema)) })
         };
-        let (batch, schema) = self.call(&key, Effect::Write, request).await?;
+        let (batch, row, schema) = self.call(&key, Effect::Write, request).await?;
         // Done, but the answer makes no sense.
         let bad = |error: Error| error.with_outcome(Outcome::Unknown);
-        let row = join(&key, vec![batch]).map_err(bad)?;
-        let row = row.ok_or_else(|| bad(Error::bad_response("no row comes back")))?;
+        let row = join(&row, vec![batch]).map_err(bad)?;
+        let mut row = row.ok_or_else(|| bad(Error::bad_response("no row comes back")))?;
+        row.key = key;
         let schema = self.naming(schema, std::slice::from_ref(&row)).await?;
         Ok(Row::new(row, schema))
     }
@@ -184,20 +189,23 @@ impl Table {
         schema: &Arc<TableSchema>,
         row: RowMutation,
     ) -> Result<(Entry, Arc<TableSchema>)> {
-        check_row_key(&row.key)?;
+        let stored = Salt::of(schema).row(&row.key)?;
         match pack(schema, &row.mutations) {
-            Ok(packed) => Ok((Entry { key: row.key, packed }, schema.clone())),
+            Ok(packed) => Ok((Entry { key: row.key, row: stored, packed }, schema.clone())),
             Err(Error::UnknownFamily { .. }) => {
                 let (packed, fresh) = self.with_schema(|schema| pack(schema, &row.mutations)).await?;
                 // The rows before it were packed for another table: bring this one to theirs.
                 let packed = repack(&packed, &fresh, schema)?;
-                Ok((Entry { key: row.key, packed }, if fresh.id == schema.id { fresh } else { schema.clone() }))
+                Ok((
+                    Entry { key: row.key, row: stored, packed },
+                    if fresh.id == schema.id { fresh } else { schema.clone() },
+                ))
             }
             Err(other) => Err(other),
         }
     }
 
-    /// Writes rows that stand in key order; the results stand in the same order.
+    /// Writes rows that stand in the order in which they are stored; the results stand in the same order.
     pub(crate) async fn write_sorted(&self, entries: &[Entry], packed_for: &TableSchema) -> Vec<Result<()>> {
         if entries.is_empty() {
             return Vec::new();
@@ -238,13 +246,13 @@ impl Batch<'_> {
         let mut groups: Vec<Range<usize>> = Vec::new();
         let mut start = 0;
         while start < self.entries.len() {
-            let key = &self.entries[start].key;
+            let row = &self.entries[start].row;
             let left = attempts.left(self.table.now());
-            let Ok(tablet) = resolved.locations.find(&self.table.core, key, Wanted::default(), left).await else {
+            let Ok(tablet) = resolved.locations.find(&self.table.core, row, Wanted::default(), left).await else {
                 groups.push(start..self.entries.len());
                 break;
             };
-            let rows = self.entries[start..].iter().take_while(|entry| tablet.range.is_before_end(&entry.key));
+            let rows = self.entries[start..].iter().take_while(|entry| tablet.range.is_before_end(&entry.row));
             let end = start + rows.count().max(1);
             groups.push(start..end);
             start = end;
@@ -294,8 +302,8 @@ impl Batch<'_> {
         let mut requests = Vec::new();
         let mut rest = pending;
         while let Some(first) = rest.first() {
-            let location = self.table.served(resolved, &self.entries[*first].key, wanted, attempts).await?;
-            let within = rest.iter().take_while(|row| location.range.is_before_end(&self.entries[**row].key));
+            let location = self.table.served(resolved, &self.entries[*first].row, wanted, attempts).await?;
+            let within = rest.iter().take_while(|row| location.range.is_before_end(&self.entries[**row].row));
             let (here, beyond) = rest.split_at(within.count().max(1));
             rest = beyond;
             let mut bytes = 0;
@@ -332,18 +340,19 @@ impl Batch<'_> {
         attempts: &Attempts,
     ) -> RunResult {
         let left = attempts.left(self.table.now());
-        let request = |Target { mut client, tablet, schema }: Target| {
+        let request = |Target { mut client, tablet, schema, .. }: Target| {
+            Salt::of(self.packed_for).check(&schema)?;
             let mut entries = Vec::with_capacity(run.len());
             for entry in &self.entries[run.clone()] {
                 let mutations = repack(&entry.packed, self.packed_for, &schema)?;
-                entries.push(RowMutations { row: entry.key.clone(), mutations });
+                entries.push(RowMutations { row: entry.row.clone(), mutations });
             }
             let key = Some(self.ticket.key(run.start));
             let request = MutateRowsRequest { tablet: Some(tablet), key, entries };
             Ok(async move { Ok(client.mutate_rows(request).await?.into_inner().errors) })
         };
-        let first_key = &self.entries[run.start].key;
-        let result = match self.table.attempt(resolved, &location, first_key, left, request).await {
+        let first_row = &self.entries[run.start].row;
+        let result = match self.table.attempt(resolved, &location, first_row, left, request).await {
             Ok(Ok(errors)) => rows_of(errors, &run),
             Ok(Err(failure)) => Err(failure),
             Err(error) => Err(Failure::answered(error.code(), error.to_string())),

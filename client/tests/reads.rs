@@ -54,6 +54,8 @@ async fn every_retriable_fault_only_costs_time() {
         Fault::Slow { ms: 2_000 },
         Fault::Move,
         Fault::Split,
+        Fault::Merge,
+        Fault::FreezeAndSplit { ms: 20 },
         Fault::Die { unserved_ms: 200 },
         Fault::Freeze { unserved_ms: 200 },
         Fault::Code(ErrorCode::Unknown),

@@ -45,6 +45,8 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => Just(Fault::Slow { ms: 700 }),
         2 => Just(Fault::Move),
         3 => Just(Fault::Split),
+        2 => Just(Fault::Merge),
+        1 => (1u64..60).prop_map(|ms| Fault::FreezeAndSplit { ms }),
         1 => (0u64..300).prop_map(|unserved_ms| Fault::Die { unserved_ms }),
         1 => (0u64..300).prop_map(|unserved_ms| Fault::Freeze { unserved_ms }),
     ]

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::locate::Wanted;
 use crate::retry::{Attempts, Effect, Failure};
 use crate::row::RowBatch;
+use crate::salt::Salt;
 use crate::scan::piece::Piece;
 use crate::scan::{Order, ScanOptions};
 use crate::table::Table;
@@ -52,9 +53,10 @@ impl Slot {
 }
 
 impl Merge {
-    pub fn new(table: Table, range: RowRange, options: ScanOptions) -> Merge {
+    /// `range` is one of stored keys, made for a table with this salt.
+    pub fn new(table: Table, range: RowRange, options: ScanOptions, salt: Salt) -> Merge {
         let (open_max, order) = (options.open_pieces(), options.order);
-        let plan = plan(table, range, Arc::new(options)).boxed();
+        let plan = plan(table, range, Arc::new(options), salt).boxed();
         Merge { plan, plan_ended: false, open: VecDeque::new(), open_max, order }
     }
 
@@ -109,19 +111,25 @@ struct Planner {
     /// What is not yet cut into pieces; None at the end.
     rest: Option<RowRange>,
     options: Arc<ScanOptions>,
+    salt: Salt,
 }
 
 /// Cuts `range` at the tablets' ends, lazily.
-fn plan(table: Table, range: RowRange, options: Arc<ScanOptions>) -> impl Stream<Item = Result<Slot>> + Send {
+fn plan(
+    table: Table,
+    range: RowRange,
+    options: Arc<ScanOptions>,
+    salt: Salt,
+) -> impl Stream<Item = Result<Slot>> + Send {
     let rest = (!range.is_empty()).then_some(range);
-    let planner = Planner { table, rest, options };
+    let planner = Planner { table, rest, options, salt };
     futures::stream::try_unfold(planner, |mut planner| async move {
         let Some(rest) = planner.rest.take() else { return Ok(None) };
         let descending = planner.options.order == Order::Descending;
         let tablet = planner.tablet_at(&rest, descending).await?;
         let here = tablet.intersect(&rest);
         planner.rest = beyond(&rest, &tablet, descending);
-        let piece = Piece::new(planner.table.clone(), here, planner.options.clone());
+        let piece = Piece::new(planner.table.clone(), here, planner.options.clone(), planner.salt);
         Ok(Some((Slot { batches: piece.into_stream().boxed(), ready: None }, planner)))
     })
 }

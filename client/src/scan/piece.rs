@@ -20,6 +20,7 @@ use crate::locate::Wanted;
 use crate::location::Location;
 use crate::retry::{Attempts, Effect, Failure, Origin};
 use crate::row::RowBatch;
+use crate::salt::Salt;
 use crate::scan::merge::{beyond, key_before};
 use crate::scan::{Order, ScanOptions};
 use crate::server::ScanClient;
@@ -29,6 +30,8 @@ use crate::table::{Resolved, Table};
 pub(super) struct Piece {
     table: Table,
     options: Arc<ScanOptions>,
+    /// What its range was made for.
+    salt: Salt,
     /// What is left to read.
     progress: Progress,
     open: Option<Open>,
@@ -46,14 +49,14 @@ struct Open {
 }
 
 impl Piece {
-    pub fn new(table: Table, range: RowRange, options: Arc<ScanOptions>) -> Piece {
+    pub fn new(table: Table, range: RowRange, options: Arc<ScanOptions>, salt: Salt) -> Piece {
         let progress = Progress {
             rest: Some(range),
             rows_left: if options.limit == 0 { u64::MAX } else { options.limit },
             partial: None,
             descending: options.order == Order::Descending,
         };
-        Piece { table, options, progress, open: None, attempts: None, wanted: Wanted::default(), ended: false }
+        Piece { table, options, salt, progress, open: None, attempts: None, wanted: Wanted::default(), ended: false }
     }
 
     /// The batches; ends after an error.
@@ -147,6 +150,7 @@ impl Piece {
     }
 
     fn request(&self, resolved: &Resolved, location: &Location, rest: &RowRange) -> Result<ReadRequest> {
+        self.salt.check(&resolved.schema)?;
         let here = location.range.intersect(rest);
         let limit = self.progress.rows_left;
         Ok(ReadRequest {

@@ -7,7 +7,7 @@ mod master;
 mod net;
 mod tablet;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use uruk_base::rpc::{self, MESSAGE_BYTES_MAX};
 use uruk_base::{Env, Metrics, Random, Tasks};
 use uruk_client::{Client, ClientConfig};
 use uruk_proto::cell_batch::Cell;
+use uruk_proto::master::ProcedureInfo;
 use uruk_proto::master::master_server::MasterServer;
 use uruk_proto::schema::{Family, GcRule, TableSchema};
 use uruk_proto::tablet::IdempotencyKey;
@@ -57,6 +58,12 @@ pub enum Fault {
     Move,
     /// The tablet splits in two first, if it can.
     Split,
+    /// The tablet is merged with its right neighbour first, if it has one.
+    Merge,
+    /// The tablet takes no writes for some time; then it has split, if it can.
+    FreezeAndSplit {
+        ms: u64,
+    },
     /// The server dies; its tablets are nobody's for some time, then the others'.
     Die {
         unserved_ms: u64,
@@ -80,6 +87,8 @@ pub struct Tablet {
     pub server: usize,
     /// Nobody serves it before this time.
     pub unserved_until: Duration,
+    /// It takes no writes, and once this time has come it splits.
+    pub frozen_until: Option<Duration>,
 }
 
 /// What a tablet remembers of a write.
@@ -119,6 +128,14 @@ pub struct State {
     pub next_id: u64,
     pub alive: Vec<bool>,
     pub table_requests: BTreeMap<u64, u64>,
+    /// Procedures by the request that started them.
+    pub procedures: BTreeMap<u64, ProcedureInfo>,
+    /// Requests that altered a table.
+    pub alters: BTreeSet<u64>,
+    /// Why procedures to come are given up.
+    pub decline: Option<String>,
+    /// Servers that are draining.
+    pub draining: BTreeSet<u64>,
     /// The last one that a server gave.
     pub timestamp: i64,
 }
@@ -239,8 +256,8 @@ impl State {
             .iter()
             .map(|name| Family { name: name.clone(), id: FamilyId(self.id()), gc: GcRule::KeepAll, locality_group: 0 })
             .collect();
-        let schema =
-            TableSchema { id: TableId(table), name: name.to_owned(), version: 1, families, ..TableSchema::default() };
+        let (id, name) = (TableId(table), name.to_owned());
+        let schema = TableSchema { id, name, version: 1, families, ..TableSchema::default() };
         self.tables.insert(table, schema);
         let mut bounds = vec![Bytes::new()];
         bounds.extend(splits.iter().cloned());
@@ -249,7 +266,8 @@ impl State {
             let id = self.id();
             let range = RowRange::new(pair[0].clone(), pair[1].clone());
             let server = number % self.alive.len();
-            self.tablets.insert(id, Tablet { table, range, epoch: 1, server, unserved_until: Duration::ZERO });
+            let tablet = Tablet { table, range, epoch: 1, server, unserved_until: Duration::ZERO, frozen_until: None };
+            self.tablets.insert(id, tablet);
         }
         table
     }
@@ -285,17 +303,66 @@ impl State {
             .filter(|(table, row)| *table == parent.table && parent.range.contains(row))
             .map(|(_, row)| row.clone())
             .collect();
-        let Some(middle) = rows.get(rows.len() / 2).filter(|row| **row != parent.range.start).cloned() else {
+        match rows.get(rows.len() / 2).cloned() {
+            Some(middle) => self.split_at(tablet, middle),
+            None => false,
+        }
+    }
+
+    /// Splits the tablet at this row, if it lies strictly inside.
+    pub fn split_at(&mut self, tablet: u64, at: Bytes) -> bool {
+        let parent = self.tablets[&tablet].clone();
+        if at == parent.range.start || !parent.range.contains(&at) {
             return false;
-        };
+        }
         self.remember_before();
         self.tablets.remove(&tablet);
         let RowRange { start, end } = parent.range.clone();
-        for range in [RowRange::new(start, middle.clone()), RowRange::new(middle, end)] {
+        for range in [RowRange::new(start, at.clone()), RowRange::new(at, end)] {
             let id = self.id();
-            self.tablets.insert(id, Tablet { range, ..parent.clone() });
+            let epoch = parent.epoch + 1;
+            self.tablets.insert(id, Tablet { range, epoch, frozen_until: None, ..parent.clone() });
         }
         true
+    }
+
+    /// Merges the tablet with its right neighbour, if it has one, at its own server.
+    pub fn merge(&mut self, tablet: u64) -> Option<u64> {
+        let left = self.tablets[&tablet].clone();
+        let is_next = |other: &Tablet| {
+            other.table == left.table && !other.range.start.is_empty() && other.range.start == left.range.end
+        };
+        let (right_id, right) = self.tablets.iter().find(|(_, other)| is_next(other))?;
+        let (right_id, right) = (*right_id, right.clone());
+        self.remember_before();
+        self.tablets.remove(&tablet);
+        self.tablets.remove(&right_id);
+        let range = RowRange::new(left.range.start.clone(), right.range.end);
+        let epoch = left.epoch.max(right.epoch) + 1;
+        let id = self.id();
+        self.tablets.insert(id, Tablet { range, epoch, frozen_until: None, ..left });
+        Some(id)
+    }
+
+    /// Splits what was frozen until now.
+    pub fn thaw(&mut self, now: Duration) {
+        let due = |tablet: &Tablet| tablet.frozen_until.is_some_and(|until| until <= now);
+        let frozen: Vec<u64> = self.tablets.iter().filter(|(_, tablet)| due(tablet)).map(|(id, _)| *id).collect();
+        for tablet in frozen {
+            if !self.split(tablet) {
+                self.tablets.get_mut(&tablet).expect("it exists").frozen_until = None;
+            }
+        }
+    }
+
+    /// Checks that the server owns the tablet and that it takes writes.
+    pub fn writable(&mut self, server: usize, tablet: u64, now: Duration) -> Result<Tablet, RpcError> {
+        self.thaw(now);
+        let tablet = self.owned(server, tablet, now)?.clone();
+        match tablet.frozen_until {
+            None => Ok(tablet),
+            Some(_) => Err(RpcError::new(ErrorCode::Unavailable, "the tablet is frozen")),
+        }
     }
 
     /// All tablets of `server` become the others', after some time.

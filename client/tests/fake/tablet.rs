@@ -82,6 +82,19 @@ impl Server {
                 }
                 Ok(Then::Answer)
             }
+            Fault::Merge => {
+                let mut state = self.cluster.lock();
+                if state.tablets.contains_key(&tablet) {
+                    state.merge(tablet);
+                }
+                Ok(Then::Answer)
+            }
+            Fault::FreezeAndSplit { ms } => {
+                if let Some(frozen) = self.cluster.lock().tablets.get_mut(&tablet) {
+                    frozen.frozen_until = Some(now + Duration::from_millis(ms));
+                }
+                Ok(Then::Answer)
+            }
             Fault::Die { unserved_ms } => {
                 if self.fails_over(now + Duration::from_millis(unserved_ms)) {
                     self.cluster.net.kill(&self.address());
@@ -226,6 +239,7 @@ impl TabletServer for Server {
         let responses = {
             let mut state = self.cluster.lock();
             let now = self.cluster.now();
+            state.thaw(now);
             let owned = state.owned(self.number, tablet, now)?.clone();
             let outside = |start: &Bytes, end: &Bytes| {
                 let asked = uruk_proto::RowRange::new(start.clone(), end.clone());
@@ -294,7 +308,7 @@ impl TabletServer for Server {
         {
             let mut state = self.cluster.lock();
             let now = self.cluster.now();
-            let owned = state.owned(self.number, tablet, now)?.clone();
+            let owned = state.writable(self.number, tablet, now)?;
             let key = state.see(request.key.as_ref(), request.entries.len() as u64);
             for (index, entry) in request.entries.iter().enumerate() {
                 let mut fail = |code, message: &str| {
@@ -334,7 +348,7 @@ impl TabletServer for Server {
         let matched = {
             let mut state = self.cluster.lock();
             let now = self.cluster.now();
-            let owned = state.owned(self.number, tablet, now)?.clone();
+            let owned = state.writable(self.number, tablet, now)?;
             let key = state.see(request.key.as_ref(), 1);
             let id = (key.client_id, key.sequence);
             match state.remembered.get(&id) {
@@ -370,7 +384,7 @@ impl TabletServer for Server {
         let batch = {
             let mut state = self.cluster.lock();
             let now = self.cluster.now();
-            let owned = state.owned(self.number, tablet, now)?.clone();
+            let owned = state.writable(self.number, tablet, now)?;
             let key = state.see(request.key.as_ref(), 1);
             let id = (key.client_id, key.sequence);
             match state.remembered.get(&id) {
