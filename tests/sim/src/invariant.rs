@@ -7,6 +7,7 @@
 //! | `meta-rows-cover` | twice a second, at each master |
 //! | `replicas-identical` | at the end |
 //! | `files-complete` | at the end |
+//! | `nothing-left-over` | at the end |
 //! | `everything-serves-again` | at the end |
 //! | `no-panic` | always |
 //! What clients saw is checked elsewhere: `crate::check`.
@@ -15,6 +16,7 @@ pub mod everything_serves_again;
 pub mod files_complete;
 pub mod meta_rows_cover;
 pub mod no_panic;
+pub mod nothing_left_over;
 pub mod one_owner;
 pub mod replicas_identical;
 pub mod sequence_numbers_grow;
@@ -50,5 +52,9 @@ pub fn always() -> Vec<Box<dyn Always>> {
 
 /// All that hold at the end.
 pub fn eventually() -> Vec<Box<dyn Eventually>> {
-    vec![Box::new(replicas_identical::ReplicasIdentical), Box::new(files_complete::FilesComplete)]
+    vec![
+        Box::new(replicas_identical::ReplicasIdentical),
+        Box::new(files_complete::FilesComplete),
+        Box::new(nothing_left_over::NothingLeftOver),
+    ]
 }

@@ -49,7 +49,7 @@ fn main() -> Result<ExitCode> {
     match options.command {
         Some(Command::Meta { seeds, seconds, jobs }) => meta::run(seeds, seconds, jobs),
         Some(Command::Planted { short, bug, seeds_max, seconds, jobs, json }) => {
-            planted::run(&planted::Search { bug, seeds_max, seconds, jobs, json }.shortened(short))
+            planted::run(&planted::Search { bug, seeds_max, seconds, jobs, json, short })
         }
         Some(Command::Scenarios) => {
             for scenario in Scenario::ALL {

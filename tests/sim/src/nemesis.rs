@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use uruk_base::Random;
+use uruk_base::commit_log::LogId;
 
 use crate::cluster::Role;
 use crate::scenario::Scenario;
@@ -17,6 +18,7 @@ use crate::world::{Link, World};
 mod compose;
 mod draw;
 mod hit;
+mod logs;
 
 use draw::Draw;
 
@@ -101,6 +103,8 @@ impl Fault {
 enum Undo {
     Crash(String),
     Hold(Vec<Link>, Duration),
+    HoldFirstMember(String, LogId, Duration),
+    RestartOnceSealed(Vec<String>, LogId, Duration),
     PowerLoss(Vec<String>, Duration),
     Restart(String),
     Unblock(Vec<Link>),
@@ -130,6 +134,8 @@ pub struct Nemesis {
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(1);
 /// Among other faults, one of several steps comes this often at most.
 const STEPS_TIME: Duration = Duration::from_secs(6);
+/// What a fault waits for is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(4);
 /// No fault before this: the cluster starts.
 const QUIET_START: Duration = Duration::from_secs(2);
 
@@ -237,6 +243,25 @@ impl Nemesis {
                 let held = world.hold(&links);
                 self.later(world, time, Undo::Release(held));
             }
+            Undo::HoldFirstMember(writer, log, time) => {
+                if let Some(first) = logs::members_of_open_segment(world, log).first() {
+                    let held = world.hold(&[(writer, first.clone())]);
+                    self.later(world, time, Undo::Release(held));
+                }
+            }
+            Undo::RestartOnceSealed(names, log, patience) => match logs::is_sealed(world, log) {
+                true => {
+                    for name in names {
+                        world.crash(&name);
+                        self.later(world, Duration::from_millis(1), Undo::Restart(name));
+                    }
+                }
+                false if patience.is_zero() => {}
+                false => {
+                    let left = patience.saturating_sub(LOOK_EVERY);
+                    self.later(world, LOOK_EVERY, Undo::RestartOnceSealed(names, log, left));
+                }
+            },
             Undo::PowerLoss(names, restart) => {
                 for name in names {
                     world.power_loss(&name);
@@ -247,8 +272,7 @@ impl Nemesis {
             Undo::Unblock(links) => world.unblock(&links),
             Undo::Release(links) => world.release(&links),
             Undo::Latency(links) => {
-                let latency = world.setting.plan.latency;
-                links.iter().for_each(|link| world.set_latency(link, latency));
+                links.iter().for_each(|link| world.set_usual_latency(link));
             }
             Undo::Disk(name) => world.host(&name).disk().faults(|faults| *faults = Default::default()),
             Undo::Resume(name) => world.host(&name).pause().resume(),

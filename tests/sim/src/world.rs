@@ -27,6 +27,8 @@ pub struct World {
     blocked: BTreeMap<Link, usize>,
     held: BTreeSet<Link>,
     slow: BTreeSet<Link>,
+    /// Links that once had an exact latency: they always have one from then on.
+    exact: BTreeSet<Link>,
 }
 
 impl World {
@@ -37,7 +39,16 @@ impl World {
             .map(|machine| (machine.host.name().to_owned(), machine))
             .collect();
         let up = machines.keys().cloned().collect();
-        World { sim, setting, machines, up, blocked: BTreeMap::new(), held: BTreeSet::new(), slow: BTreeSet::new() }
+        World {
+            sim,
+            setting,
+            machines,
+            up,
+            blocked: BTreeMap::new(),
+            held: BTreeSet::new(),
+            slow: BTreeSet::new(),
+            exact: BTreeSet::new(),
+        }
     }
 
     /// One tick of simulated time.
@@ -192,6 +203,23 @@ impl World {
         self.slow.insert(link.clone());
     }
 
+    /// Messages on this link, in both directions, take just this long.
+    pub fn set_delay(&mut self, link: &Link, delay: Duration) {
+        self.sim.set_link_latency(link.0.as_str(), link.1.as_str(), delay);
+        self.slow.insert(link.clone());
+        self.exact.insert(link.clone());
+    }
+
+    /// Messages on this link are as fast as they usually are.
+    pub fn set_usual_latency(&mut self, link: &Link) {
+        let latency = self.setting.plan.latency;
+        let back = (link.1.clone(), link.0.clone());
+        match self.exact.contains(link) || self.exact.contains(&back) {
+            true => self.sim.set_link_latency(link.0.as_str(), link.1.as_str(), latency),
+            false => self.sim.set_link_max_message_latency(link.0.as_str(), link.1.as_str(), latency),
+        }
+    }
+
     // ------------------------------------------------------------------- all
 
     /// Everything is good again: processes run, messages pass, disks work.
@@ -202,9 +230,8 @@ impl World {
         }
         let held: Vec<Link> = self.held.iter().cloned().collect();
         self.release(&held);
-        let latency = self.setting.plan.latency;
-        for (a, b) in std::mem::take(&mut self.slow) {
-            self.sim.set_link_max_message_latency(a.as_str(), b.as_str(), latency);
+        for link in std::mem::take(&mut self.slow) {
+            self.set_usual_latency(&link);
         }
         for machine in self.machines.values() {
             machine.host.disk().faults(|faults| *faults = DiskFaults::default());

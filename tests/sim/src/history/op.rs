@@ -19,19 +19,39 @@ pub type Token = u64;
 /// Stands for a value that is not a token.
 pub const GARBAGE: Token = u64::MAX;
 
-/// Bytes of a token as a value: `t` and eight digits.
+/// Bytes of a token as text: `t` and eight digits.
 pub const TOKEN_BYTES: usize = 9;
 
-/// A token as a cell's value.
-pub fn token_value(token: Token) -> Bytes {
+/// Of so many tokens one is a large value: a row of them is longer than a record of the commit log.
+const LARGE_EVERY: Token = 48;
+/// Bytes of the smallest large value, and how much longer others are.
+const LARGE_BYTES: (Token, Token) = (2_500, 3_500);
+
+/// A token as text, always as long.
+pub fn token_text(token: Token) -> Bytes {
     Bytes::from(format!("t{token:08}"))
 }
 
-/// The token that is this value.
+/// A token as a cell's value: its text, and at times much more.
+pub fn token_value(token: Token) -> Bytes {
+    let more = match token % LARGE_EVERY {
+        5 => LARGE_BYTES.0 + token * 131 % LARGE_BYTES.1,
+        _ => 0,
+    };
+    Bytes::from(format!("t{token:08}{:x<1$}", "", more as usize))
+}
+
+/// The token that is this text.
 pub fn parse_token(value: &[u8]) -> Token {
     let digits = value.strip_prefix(b"t").filter(|digits| digits.len() == TOKEN_BYTES - 1);
     let text = digits.and_then(|digits| std::str::from_utf8(digits).ok());
     text.and_then(|text| text.parse().ok()).filter(|token| *token != 0).unwrap_or(GARBAGE)
+}
+
+/// The token whose value this is, to the last byte.
+pub fn parse_value(value: &[u8]) -> Token {
+    let token = value.get(..TOKEN_BYTES).map_or(GARBAGE, parse_token);
+    if token != GARBAGE && token_value(token) == value { token } else { GARBAGE }
 }
 
 /// The columns of a register, in the order in which a row shows them. `f:m` is in every shape but

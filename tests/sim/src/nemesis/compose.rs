@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use uruk_base::commit_log::LogId;
+
 use super::hit::{STORAGE, Ways, links, ms};
-use super::{Nemesis, Undo};
+use super::{Nemesis, Undo, logs};
 use crate::cluster::Role;
 use crate::world::World;
 
@@ -101,41 +103,64 @@ impl Nemesis {
         self.later(world, Duration::ZERO, Undo::Crash(dead));
     }
 
+    /// A tablet server that serves, mostly the one that has written most of late, and its log.
+    fn writer(&self, world: &World) -> Option<(String, LogId)> {
+        let now = world.now();
+        let servers = world.setting.registry.tablet_servers().into_iter();
+        let serving = servers.filter(|(host, server)| {
+            world.is_up(host) && !server.serving_at(world.host(host).moment_at(now)).is_empty()
+        });
+        let all: Vec<(String, LogId)> = serving.map(|(host, server)| (host, LogId(server.server_id().0))).collect();
+        let busiest = all.iter().max_by_key(|(_, log)| logs::kept_bytes(world, *log));
+        if self.draw.chance(0.8) { busiest.cloned() } else { self.draw.one(&all).cloned() }
+    }
+
     /// Its lease runs on by its own clock, long after the masters had its log sealed. What it appends in the
     /// meantime may wait in the network, or for a disk; members may restart; the sealing may be slow.
     pub(super) fn living_writer(&mut self, world: &mut World, restarts: bool) {
-        let Some(writer) = self.running(world, Role::TabletServer) else { return };
+        let Some((writer, log)) = self.writer(world) else { return };
         tracing::info!(writer, "fault: a writer lives on");
         let masters = world.names(&[Role::Master]);
         let members = world.names(&[Role::ChunkServer]);
+        let controllers = world.names(&[Role::Controller]);
         let blocked = world.block(&links(std::slice::from_ref(&writer), &masters, Ways::Both));
         let time = self.time_in(ms(4_500), ms(6_500));
         self.later(world, time, Undo::Unblock(blocked));
         if restarts {
-            // A segment that it asked for is fenced before it hears of it.
-            let slow = links(&[writer], &world.names(&[Role::Controller]), Ways::One);
-            slow.iter().for_each(|link| world.set_latency(link, ms(900)));
+            // A segment that it asked for is fenced, and sealed, before it hears of it. Then all that its
+            // members know of the fence is what is on their disks. They are killed, which their peers notice: a
+            // connection that nobody knows to be broken costs another segment.
+            let delay = self.time_in(ms(250), ms(420));
+            let slow = links(&[writer], &controllers, Ways::One);
+            slow.iter().for_each(|link| world.set_delay(link, delay));
             self.later(world, time, Undo::Latency(slow));
-            let mut at = self.time_in(ms(1_700), ms(2_200));
-            for _ in 0..3 {
-                self.later(world, at, Undo::PowerLoss(members.clone(), ms(1)));
-                at += self.time_in(ms(200), ms(500));
-            }
+            self.later(world, ms(1_000), Undo::RestartOnceSealed(members, log, ms(3_500)));
             return;
         }
-        match self.draw.below(4) {
+        let which = self.draw.below(6);
+        tracing::info!(writer, which, "it writes on");
+        match which {
             0 => {
                 let begin = self.time_in(ms(900), ms(2_200));
                 let length = self.time_in(ms(600), ms(2_000));
                 let held = if self.draw.chance(0.5) { members } else { self.draw.some(members) };
                 self.later(world, begin, Undo::Hold(links(&[writer], &held, Ways::One), length));
             }
-            1 => {
-                let delay = self.time_in(ms(50), ms(400));
+            1 | 5 => {
+                let delay = self.time_in(ms(20), ms(150));
                 for name in members {
                     world.host(&name).disk().faults(|faults| faults.sync_delay = delay);
                     self.later(world, time, Undo::Disk(name));
                 }
+            }
+            2 => {
+                // It does not hear that one member is fenced, and the seal takes its time.
+                let delay = self.time_in(ms(20), ms(200));
+                let slow = links(&masters, &controllers, Ways::One);
+                slow.iter().for_each(|link| world.set_latency(link, delay));
+                self.later(world, time, Undo::Latency(slow));
+                let begin = self.time_in(ms(900), ms(1_700));
+                self.later(world, begin, Undo::HoldFirstMember(writer, log, ms(2_000)));
             }
             _ => {
                 let slow = links(&masters, &world.names(&STORAGE), Ways::One);

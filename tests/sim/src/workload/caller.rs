@@ -19,7 +19,8 @@ use uruk_proto::ErrorCode;
 use super::layout;
 use super::{Phase, Shared};
 use crate::history::{
-    Cells, Ended, Expect, Node, Op, OpId, RowId, ScanOrder, ScanShape, SeenRow, Token, Told, Write, now, token_value,
+    Cells, Ended, Expect, Node, Op, OpId, RowId, ScanOrder, ScanShape, SeenRow, Token, Told, Write, now, token_text,
+    token_value,
 };
 
 /// A data call ends after this.
@@ -176,7 +177,7 @@ impl Caller {
         let token = self.shared.token();
         let id = self.begin(Op::Append { row: row.clone(), token });
         let rules = vec![
-            ReadModifyWriteRule::append("a", "log", token_value(token)),
+            ReadModifyWriteRule::append("a", "log", token_text(token)),
             ReadModifyWriteRule::increment("a", "count", 1),
         ];
         let call = async {
@@ -324,7 +325,7 @@ impl Caller {
             while let Some(row) = rows.next().await {
                 let row = row?;
                 tokens.push(
-                    row.value("f", "v").map_or(crate::history::GARBAGE, |value| crate::history::parse_token(value)),
+                    row.value("f", "v").map_or(crate::history::GARBAGE, |value| crate::history::parse_value(value)),
                 );
             }
             Ok(Some(tokens))

@@ -5,7 +5,8 @@ use uruk_base::Random;
 use uruk_client::{FamilySpec, Filter, GcRule, Mutation, Row};
 
 use crate::history::{
-    COLUMNS, Cells, Expect, GARBAGE, MARK, Mask, Node, RowId, Shown, Token, Write, parse_token, token_value,
+    COLUMNS, Cells, Expect, GARBAGE, MARK, Mask, Node, RowId, Shown, Token, Write, parse_token, parse_value,
+    token_value,
 };
 
 /// Registers that are written by single operations and by batches.
@@ -126,7 +127,7 @@ pub fn cells(row: &Row) -> Cells {
         };
         // The newest comes first.
         if cells.0[column] == 0 {
-            cells.0[column] = parse_token(cell.value);
+            cells.0[column] = parse_value(cell.value);
         }
     }
     cells
