@@ -2,7 +2,9 @@
 
 use clap::{ArgAction, Parser, Subcommand};
 
-use crate::command::{bench, data, demo, dev, drill, import, inspect, status, table};
+use crate::command::{
+    balance, bench, check, cluster, data, demo, dev, drill, import, inspect, server, status, table, tablet,
+};
 use crate::process;
 
 /// Uruk: a Bigtable that you run yourself.
@@ -26,9 +28,22 @@ pub enum Command {
     Demo(demo::Demo),
     /// Run a whole cluster of separate processes on this machine
     Dev(dev::Dev),
-    /// Create, list, describe, delete tables
+    /// Create, alter, list, describe, delete tables
     #[command(subcommand)]
     Table(table::Table),
+    /// List, split, merge, move tablets
+    #[command(subcommand)]
+    Tablet(tablet::Tablet),
+    /// List, drain, undrain tablet servers
+    #[command(subcommand)]
+    Server(server::Server),
+    /// Spread tablets over the servers now, or show what the balancer would do
+    Balance(balance::Balance),
+    /// Compare tablets, servers and files; exit code 1 on errors
+    Check(check::Check),
+    /// Restart all tablet servers, one after the other
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
     /// Write cells of one row: uruk put TABLE ROW family:qualifier=value ...
     Put(data::Put),
     /// Read one row
@@ -37,7 +52,7 @@ pub enum Command {
     Scan(data::Scan),
     /// Load files, CSV or JSON lines into a table
     Import(import::Import),
-    /// Show the cluster: servers, tables, tablets, recoveries
+    /// Show the cluster: servers, tables, tablets, splits, merges and moves, recoveries
     Status(status::Status),
     /// Kill things on purpose and measure what clients notice
     #[command(subcommand)]

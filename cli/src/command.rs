@@ -7,7 +7,11 @@ use anyhow::Result;
 use crate::args::{Command, Uruk};
 use crate::{process, runtime};
 
+pub mod admin;
+pub mod balance;
 pub mod bench;
+pub mod check;
+pub mod cluster;
 pub mod connect;
 pub mod data;
 pub mod demo;
@@ -15,8 +19,10 @@ pub mod dev;
 pub mod drill;
 pub mod import;
 pub mod inspect;
+pub mod server;
 pub mod status;
 pub mod table;
+pub mod tablet;
 
 /// Runs the command; the exit code is its verdict, an error is reported by the caller.
 pub fn run(arguments: Uruk) -> Result<ExitCode> {
@@ -24,6 +30,11 @@ pub fn run(arguments: Uruk) -> Result<ExitCode> {
         Command::Demo(options) => runtime::block_on(1, demo::run(options)),
         Command::Dev(options) => runtime::block_on(1, dev::run(options)),
         Command::Table(command) => runtime::block_on(1, table::run(command)),
+        Command::Tablet(command) => runtime::block_on(1, tablet::run(command)),
+        Command::Server(command) => runtime::block_on(1, server::run(command)),
+        Command::Balance(options) => runtime::block_on(1, balance::run(options)),
+        Command::Check(options) => runtime::block_on(1, check::run(options)),
+        Command::Cluster(command) => runtime::block_on(1, cluster::run(command)),
         Command::Put(options) => runtime::block_on(1, data::put(options)),
         Command::Get(options) => runtime::block_on(1, data::get(options)),
         Command::Scan(options) => runtime::block_on(1, data::scan(options)),

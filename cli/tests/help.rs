@@ -19,6 +19,11 @@ fn help_names_every_command() {
         "demo",
         "dev",
         "table",
+        "tablet",
+        "server",
+        "balance",
+        "check",
+        "cluster",
         "put",
         "get",
         "scan",
@@ -40,6 +45,22 @@ fn unknown_flags_are_refused_and_named() {
     let (code, text) = uruk(&["dev", "--tablet-server", "3"]);
     assert_eq!(code, Some(2));
     assert!(text.contains("--tablet-server") && text.contains("--tablet-servers"), "{text}");
+}
+
+#[test]
+fn a_bad_name_is_refused_with_what_to_do() {
+    for (args, wanted) in [
+        (vec!["server", "drain", "three"], "uruk server list"),
+        (vec!["tablet", "move", "1", "--to", "x"], "uruk server list"),
+        (vec!["table", "create", "t", "--families", "f", "--split-bytes", "1X"], "512MiB"),
+        (vec!["table", "create", "t", "--families", "f", "--salt", "257"], "256"),
+        (vec!["cluster", "restart"], "--rolling"),
+        (vec!["table", "alter", "t", "--group", "1:gzip"], "compression"),
+    ] {
+        let (code, text) = uruk(&args);
+        assert_eq!(code, Some(2), "{args:?}");
+        assert!(text.contains(wanted), "{args:?}: {text}");
+    }
 }
 
 #[test]

@@ -12,7 +12,10 @@ use uruk_client::Client;
 use crate::command::connect::Connect;
 use crate::output::{human_bytes, human_count, print_table};
 
-/// Show the cluster: servers, tables, tablets, recoveries.
+/// Procedures that have ended, in the overview.
+const PROCEDURES_SHOWN: usize = 5;
+
+/// Show the cluster: servers, tables, tablets, splits, merges and moves, recoveries.
 #[derive(Args, Debug)]
 pub struct Status {
     #[command(flatten)]
@@ -30,7 +33,7 @@ pub struct Status {
 pub struct ServerView {
     pub server_id: u64,
     pub address: String,
-    /// `live` or `dead`.
+    /// `live`, `lapsed`, `draining` or `dead`.
     pub state: String,
     pub pid: u32,
     pub parent_pid: u32,
@@ -44,6 +47,19 @@ pub struct ServerView {
     pub unflushed_log_bytes: u64,
     #[serde(default)]
     pub memory_bytes: u64,
+    #[serde(default)]
+    pub zone: String,
+    /// None before the first report.
+    #[serde(default)]
+    pub load: Option<LoadView>,
+}
+
+/// Load of a tablet server, as reported last.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LoadView {
+    pub reads_per_s: f64,
+    pub writes_per_s: f64,
+    pub cpu_percent: f64,
 }
 
 /// A tablet, as `/api/v1/tablets` tells it.
@@ -62,6 +78,47 @@ pub struct TabletView {
     pub file_bytes: u64,
     #[serde(default)]
     pub files: u64,
+    #[serde(default)]
+    pub memtable_bytes: u64,
+    #[serde(default)]
+    pub reads_per_s: f64,
+    #[serde(default)]
+    pub writes_per_s: f64,
+}
+
+/// Splits, merges and moves, as `/api/v1/procedures` tells them.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ProceduresView {
+    /// Oldest first.
+    pub running: Vec<ProcedureView>,
+    /// Newest first.
+    pub ended: Vec<ProcedureView>,
+}
+
+/// A split, merge or move.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ProcedureView {
+    pub procedure_id: u64,
+    pub kind: String,
+    #[serde(default)]
+    pub table: String,
+    pub tablets: Vec<u64>,
+    #[serde(default)]
+    pub results: Vec<u64>,
+    /// Of a move; else 0.
+    #[serde(default)]
+    pub target_server_id: u64,
+    #[serde(default)]
+    pub reason: String,
+    /// `running`, or how it ended.
+    #[serde(default)]
+    pub outcome: String,
+    /// What keeps it from going on.
+    #[serde(default)]
+    pub problem: Option<String>,
+    pub started_micros: i64,
+    #[serde(default)]
+    pub ended_micros: Option<i64>,
 }
 
 /// The recovery of a dead server, as `/api/v1/recoveries` tells it.
@@ -81,6 +138,11 @@ pub struct StepView {
     pub what: String,
     /// Since the death was noticed.
     pub after_ms: f64,
+}
+
+/// What the master tells at `/api/v1/<path>`, as it is.
+pub async fn fetch_json(env: &Env, masters: &[String], path: &str) -> Result<serde_json::Value> {
+    fetch(env, masters, path).await
 }
 
 async fn fetch<T: DeserializeOwned>(env: &Env, masters: &[String], path: &str) -> Result<T> {
@@ -134,6 +196,11 @@ pub async fn fetch_recoveries(env: &Env, masters: &[String]) -> Result<Vec<Recov
     Ok(fetch::<Recoveries>(env, masters, "recoveries").await?.recoveries)
 }
 
+/// Splits, merges and moves that run or are remembered.
+pub async fn fetch_procedures(env: &Env, masters: &[String]) -> Result<ProceduresView> {
+    fetch(env, masters, "procedures").await
+}
+
 /// Prints what happened to a dead server's tablets, and when.
 pub fn print_timeline(recovery: &RecoveryView) {
     println!("timeline of server {} ({}):", recovery.server_id, recovery.how);
@@ -156,13 +223,16 @@ pub async fn run(options: Status) -> Result<ExitCode> {
     let servers = fetch_servers(&env, &masters).await.with_context(|| options.connect.hint())?;
     let tablets = fetch_tablets(&env, &masters).await?;
     let recoveries = fetch_recoveries(&env, &masters).await?;
-    print_servers(&servers);
+    // A master of an older version tells none.
+    let procedures = fetch_procedures(&env, &masters).await.unwrap_or_default();
+    print_live_servers(&servers);
     println!();
     print_tables(&tablets);
     if options.tablets {
         println!();
         print_tablets(&tablets);
     }
+    print_procedures(&procedures);
     for recovery in recoveries.iter().rev().take(3) {
         println!();
         print_timeline(recovery);
@@ -170,27 +240,82 @@ pub async fn run(options: Status) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_servers(servers: &[ServerView]) {
-    let rows = servers.iter().filter(|server| server.state == "live").map(|server| {
+fn print_live_servers(servers: &[ServerView]) {
+    let (dead, living): (Vec<_>, Vec<_>) = servers.iter().cloned().partition(|server| server.state == "dead");
+    print_servers(&living);
+    if !dead.is_empty() {
+        println!("and {} dead incarnations", dead.len());
+    }
+}
+
+/// Prints servers as a table.
+pub fn print_servers(servers: &[ServerView]) {
+    let rows = servers.iter().map(|server| {
+        let rate =
+            |of: fn(&LoadView) -> f64| server.load.as_ref().map_or("-".to_owned(), |load| format!("{:.0}", of(load)));
         vec![
             server.server_id.to_string(),
+            server.state.clone(),
             server.address.clone(),
+            server.zone.clone(),
             server.pid.to_string(),
             server.parent_pid.to_string(),
             server.lease_age_ms.map_or("-".to_owned(), |age| format!("{age} ms")),
             server.tablets.to_string(),
+            rate(|load| load.reads_per_s),
+            rate(|load| load.writes_per_s),
+            rate(|load| load.cpu_percent),
             human_bytes(server.memtable_bytes),
             human_bytes(server.unflushed_log_bytes),
             human_bytes(server.memory_bytes),
         ]
     });
-    let headers =
-        ["SERVER", "ADDRESS", "PID", "PARENT", "LEASE AGE", "TABLETS", "MEMTABLES", "UNFLUSHED LOG", "MEMORY"];
+    let headers = [
+        "SERVER",
+        "STATE",
+        "ADDRESS",
+        "ZONE",
+        "PID",
+        "PARENT",
+        "LEASE AGE",
+        "TABLETS",
+        "READS/S",
+        "WRITES/S",
+        "CPU %",
+        "MEMTABLES",
+        "UNFLUSHED LOG",
+        "MEMORY",
+    ];
     print_table(&headers, rows);
-    let dead = servers.iter().filter(|server| server.state != "live").count();
-    if dead > 0 {
-        println!("and {dead} dead incarnations");
+}
+
+/// Those that run, and the last that ended.
+fn print_procedures(procedures: &ProceduresView) {
+    let shown: Vec<&ProcedureView> =
+        procedures.running.iter().chain(procedures.ended.iter().take(PROCEDURES_SHOWN)).collect();
+    if shown.is_empty() {
+        return;
     }
+    println!();
+    let list = |tablets: &[u64]| tablets.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    let rows = shown.into_iter().map(|procedure| {
+        let ended = procedure.ended_micros.map(|ended| (ended - procedure.started_micros).max(0) as f64 / 1_000.0);
+        let results = match procedure.target_server_id {
+            0 => list(&procedure.results),
+            server => format!("server {server}"),
+        };
+        vec![
+            procedure.procedure_id.to_string(),
+            procedure.kind.clone(),
+            procedure.table.clone(),
+            list(&procedure.tablets),
+            results,
+            ended.map_or("-".to_owned(), |ms| format!("{ms:.0} ms")),
+            procedure.problem.clone().unwrap_or_else(|| procedure.outcome.clone()),
+            procedure.reason.clone(),
+        ]
+    });
+    print_table(&["PROCEDURE", "KIND", "TABLE", "TABLETS", "INTO", "TOOK", "OUTCOME", "REASON"], rows);
 }
 
 fn print_tables(tablets: &[TabletView]) {
@@ -206,7 +331,8 @@ fn print_tables(tablets: &[TabletView]) {
     print_table(&["TABLE", "TABLETS", "OPEN", "FILES"], rows);
 }
 
-fn print_tablets(tablets: &[TabletView]) {
+/// Prints tablets as a table.
+pub fn print_tablets(tablets: &[TabletView]) {
     let rows = tablets.iter().map(|tablet| {
         let bound = |key: &str, none: &str| if key.is_empty() { none.to_owned() } else { key.to_owned() };
         vec![
@@ -219,7 +345,24 @@ fn print_tablets(tablets: &[TabletView]) {
             tablet.state.clone(),
             human_count(tablet.files),
             human_bytes(tablet.file_bytes),
+            human_bytes(tablet.memtable_bytes),
+            format!("{:.0}", tablet.reads_per_s),
+            format!("{:.0}", tablet.writes_per_s),
         ]
     });
-    print_table(&["TABLE", "TABLET", "START", "END", "SERVER", "EPOCH", "STATE", "FILES", "SIZE"], rows);
+    let headers = [
+        "TABLE",
+        "TABLET",
+        "START",
+        "END",
+        "SERVER",
+        "EPOCH",
+        "STATE",
+        "FILES",
+        "SIZE",
+        "MEMTABLES",
+        "READS/S",
+        "WRITES/S",
+    ];
+    print_table(&headers, rows);
 }
