@@ -77,6 +77,14 @@ bugs! {
     LateFirstAttempt = "late-first-attempt-applied-after-its-retry",
     /// A report of a death is believed whichever launch it names.
     DeathHitsSuccessor = "proof-of-death-hits-a-successor",
+    /// A tablet that is given away does not wait for writes that had passed before the freeze.
+    FreezeWithoutDrain = "freeze-without-drain",
+    /// A tablet is split though some of it is in no file.
+    SplitWithoutFinalFlush = "split-without-final-flush",
+    /// A tablet whose split has an unknown outcome is served again.
+    SplitReplyLostThaws = "split-reply-lost-and-parent-thawed",
+    /// A compaction of a tablet commits after its split.
+    ParentCompactionCommits = "parent-compaction-commits-after-the-split",
 }
 
 impl fmt::Display for Planted {

@@ -8,6 +8,7 @@
 //! | [`merge`], [`visible`], [`filter`] | many sorted sources as one; what a snapshot shows of it; what the caller wants of that |
 //! | [`view`], [`scan`], `point` | a tablet at one moment; its rows as packed batches; one row without a walk |
 //! | [`flush`], [`compaction`] | memtables to files, files to fewer files |
+//! | `divide` | where a tablet may be split, and what lies on either side |
 //! | [`cache`] | blocks of all tablets |
 //! | [`bench`] | one tablet's engine under load |
 //!
@@ -20,6 +21,7 @@ mod columns;
 pub mod compaction;
 mod config;
 mod context;
+mod divide;
 mod error;
 pub mod filter;
 pub mod flush;

@@ -6,7 +6,9 @@
 //! | [`record`], `commit_log`, `latch`, `write` | durable first, visible second, acknowledged last |
 //! | [`memory`] | calls done and the highest timestamp: what makes a repeated call harmless |
 //! | `read` | scans and point reads |
-//! | `tablet`, `tablets`, `open`, `close`, `stop` | a tablet's life here |
+//! | `tablet`, `tablets`, `open`, `freeze`, `close`, `stop` | a tablet's life here |
+//! | `procedure`, `split` | tablets that replace others |
+//! | `samples` | where a tablet's load is |
 //! | `budget`, `flush`, `compact`, `commit_files` | memory and log stay bounded; files are committed |
 //! | `sort`, [`recovery_file`], `replay` | recovery of a dead server's log |
 //! | `service`, `masters`, `load`, `pins` | RPC in and out; which files are still read |
@@ -23,6 +25,7 @@ mod commit_log;
 mod compact;
 mod config;
 mod flush;
+mod freeze;
 pub mod incarnation;
 mod latch;
 mod lease;
@@ -33,14 +36,17 @@ mod observe;
 mod open;
 pub mod parent;
 mod pins;
+mod procedure;
 mod read;
 mod read_modify_write;
 pub mod record;
 pub mod recovery_file;
 mod renewal;
 mod replay;
+mod samples;
 mod service;
 mod sort;
+mod split;
 mod stop;
 mod tablet;
 mod tablets;
@@ -138,6 +144,8 @@ pub(crate) struct Server {
     replay_slots: Semaphore,
     sort_slots: Semaphore,
     read_slots: Arc<Semaphore>,
+    /// For requests that wait until a tablet is given away.
+    pause_slots: Semaphore,
     metrics: ServerMetrics,
 }
 
@@ -293,6 +301,7 @@ async fn begin(
         replay_slots: Semaphore::new(config.replays_max),
         sort_slots: Semaphore::new(config.sorts_max),
         read_slots: Arc::new(Semaphore::new(config.reads_max)),
+        pause_slots: Semaphore::new(write::PAUSED_MAX),
         metrics: ServerMetrics::new(&env.metrics),
         config,
     });

@@ -372,6 +372,16 @@ impl TabletStore {
             .collect()
     }
 
+    /// What all tablets share.
+    pub(super) fn context(&self) -> &EngineContext {
+        &self.context
+    }
+
+    /// The files' handles, of all groups.
+    pub(super) fn handles(&self) -> Vec<Arc<FileHandle>> {
+        self.version.read().all_files().cloned().collect()
+    }
+
     /// Paths of files that are named no more but still read by living views (or compactions).
     pub fn pinned_files(&self) -> Vec<String> {
         let mut retired = self.retired.lock();

@@ -7,19 +7,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use uruk_proto::master::{TabletKey, TabletReleasedRequest};
 use uruk_proto::{Epoch, TabletId};
 
 use super::Server;
-use super::flush::FlushEnd;
+use super::freeze::{self, Quiet};
 use super::tablet::{Tablet, TabletState};
-
-/// Memtables above this are flushed before the freeze, so that the freeze is short.
-const PRE_FLUSH_BYTES: u64 = 1 << 20;
-/// Pause after a flush that failed.
-const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Whether the data is still wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,28 +61,20 @@ impl Server {
 async fn close(server: &Arc<Server>, tablet: &Arc<Tablet>) {
     // Before the freeze: a tablet that waits for its turn is served.
     let _slot = server.close_slots.acquire().await.expect("never closed");
+    // A split or merge of it ends first; perhaps it is gone then.
+    let _operation = tablet.operation.lock().await;
     let started = server.env.clock.now();
-    if tablet.store.memtable_bytes() > PRE_FLUSH_BYTES
-        && let Err(error) = server.flush_tablet(tablet).await
-    {
+    if let Err(error) = freeze::pre_flush(server, tablet).await {
         tracing::warn!(tablet = %tablet.id, %error, "flush before the freeze failed");
     }
+    let alone = tablet.maintenance.lock().await;
     if !tablet.transition(&[TabletState::Open], TabletState::Frozen) {
-        return; // dropped meanwhile: discarded, or not ours any more
+        return; // dropped meanwhile: discarded, replaced, or not ours any more
     }
     let frozen = server.env.clock.now();
-    tablet.drain().await;
-    // Until nothing is left: a frozen set that waited for a retry may come before the last one.
-    loop {
-        match server.flush_tablet(tablet).await {
-            Ok(FlushEnd::Clean) => break,
-            Ok(FlushEnd::Flushed) => {}
-            Ok(FlushEnd::Lost) => return,
-            Err(error) => {
-                tracing::warn!(tablet = %tablet.id, %error, "final flush failed; trying again");
-                server.env.clock.sleep(RETRY_DELAY).await;
-            }
-        }
+    match freeze::drain_and_flush(server, tablet, &alone).await {
+        Quiet::Flushed => {}
+        Quiet::Thawed | Quiet::Lost => return,
     }
     // The table may have been deleted while we flushed: then the discard has released it.
     if !tablet.transition(&[TabletState::Frozen], TabletState::Dropped) {

@@ -82,7 +82,7 @@ impl Server {
     }
 
     /// The row as committed; None when the tablet does not exist any more. Asks until it is told.
-    async fn read_row(&self, tablet: &Tablet) -> Option<MetaRow> {
+    pub async fn read_row(&self, tablet: &Tablet) -> Option<MetaRow> {
         loop {
             let answer = self
                 .masters

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::RpcError;
 use uruk_proto::master::CommitFilesRequest;
 
@@ -48,9 +49,20 @@ impl Server {
     async fn compact_tablet(self: &Arc<Self>, tablet: &Arc<Tablet>, compaction: &Compaction) -> Result<(), RpcError> {
         let started = self.env.clock.now();
         let path = self.file_name(tablet, "sst");
-        let result = match tablet.store.compact(compaction, &path).await {
-            Ok(result) => result,
-            Err(error) => {
+        let compacted = tokio::select! {
+            biased;
+            // It is about to be given away; what comes after it begins anew.
+            () = tablet.reached(|state| state != TabletState::Open) => None,
+            result = tablet.store.compact(compaction, &path) => Some(result),
+        };
+        let result = match compacted {
+            Some(Ok(result)) => result,
+            None => {
+                tracing::info!(tablet = %tablet.id, "compaction is cancelled");
+                self.renounce(&[path]).await;
+                return Ok(());
+            }
+            Some(Err(error)) => {
                 self.note_engine_error(tablet, &error);
                 // Nothing was offered to the master: whatever was written is ours to delete.
                 self.renounce(&[path]).await;
@@ -59,7 +71,7 @@ impl Server {
         };
         let files: Vec<String> = result.add.files.iter().map(|file| file.path.clone()).collect();
         let _alone = tablet.maintenance.lock().await;
-        if tablet.state() != TabletState::Open {
+        if tablet.state() != TabletState::Open && !is_planted(Planted::ParentCompactionCommits) {
             self.renounce(&files).await;
             return Ok(());
         }

@@ -139,7 +139,16 @@ fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<Arc<Tablet>
 impl Server {
     /// Flushes all that is published in a tablet, and lets go of the log that it held.
     pub async fn flush_tablet(&self, tablet: &Arc<Tablet>) -> Result<FlushEnd, RpcError> {
-        let _alone = tablet.maintenance.lock().await;
+        let alone = tablet.maintenance.lock().await;
+        self.flush_alone(tablet, &alone).await
+    }
+
+    /// The same for who holds the tablet's `maintenance`.
+    pub async fn flush_alone(
+        &self,
+        tablet: &Arc<Tablet>,
+        _alone: &tokio::sync::MutexGuard<'_, ()>,
+    ) -> Result<FlushEnd, RpcError> {
         if tablet.state() == TabletState::Dropped {
             return Ok(FlushEnd::Lost);
         }
@@ -198,11 +207,7 @@ impl Server {
                 gate.memory.expire(now);
                 gate.memory.encode(work.upto)
             });
-            let path = new_path("mem");
-            match self.storage.objects.put(&Path::from(path.as_str()), file.into()).await {
-                Ok(_) => Ok(path),
-                Err(error) => Err(RpcError::new(ErrorCode::Unavailable, format!("cannot write {path}: {error}"))),
-            }
+            self.write_file(new_path("mem"), file).await
         };
         let tables = async {
             let Some(token) = &work.token else { return Ok(Vec::new()) };
@@ -219,6 +224,14 @@ impl Server {
         };
         let request = CommitFilesRequest { memory_file, add: groups, ..self.flush_request(tablet, work) };
         Ok((request, paths.into_inner()))
+    }
+
+    /// Writes a small file; its path.
+    pub async fn write_file(&self, path: String, file: bytes::Bytes) -> Result<String, RpcError> {
+        match self.storage.objects.put(&Path::from(path.as_str()), file.into()).await {
+            Ok(_) => Ok(path),
+            Err(error) => Err(RpcError::new(ErrorCode::Unavailable, format!("cannot write {path}: {error}"))),
+        }
     }
 
     /// What a flush changes in the row, its files apart.

@@ -51,7 +51,7 @@ impl ServerMetrics {
 pub fn report(server: &Server) -> ServerLoad {
     server.measure();
     let loaded = server.tablets.loaded();
-    let tablets: Vec<TabletLoad> = loaded.iter().map(|tablet| of_tablet(tablet)).collect();
+    let tablets: Vec<TabletLoad> = loaded.iter().map(|tablet| of_tablet(server, tablet)).collect();
     let cache = server.engine.cache();
     let budget = &server.budget;
     server.metrics.memtable_bytes.set(budget.memtable_bytes() as i64);
@@ -77,11 +77,16 @@ pub fn report(server: &Server) -> ServerLoad {
     }
 }
 
-fn of_tablet(tablet: &Tablet) -> TabletLoad {
+fn of_tablet(server: &Server, tablet: &Tablet) -> TabletLoad {
     let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
     let files = tablet.store.files();
     let files = files.iter().flat_map(|group| &group.files);
+    tablet.samples.age(server.env.clock.now());
+    let samples = tablet.samples.summary();
     TabletLoad {
+        load_median: samples.median,
+        hottest_row: samples.hottest,
+        hottest_row_permille: samples.hottest_permille,
         tablet_id: tablet.id.0,
         epoch: tablet.epoch.0,
         memtable_bytes: tablet.store.memtable_bytes(),

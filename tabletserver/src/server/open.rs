@@ -208,7 +208,7 @@ async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: M
     store.publish(last);
     let own_log = server.incarnation.log_id().0;
     let foreign_logs = row.needed_logs.iter().copied().filter(|log| *log != own_log).collect();
-    Ok(Tablet::new(store, &row, memory, foreign_logs))
+    Ok(Tablet::new(store, &row, memory, foreign_logs, server.env.random.u64()))
 }
 
 /// Applies the records, of which `last` is the last number; tells up to which number all is applied.
@@ -355,36 +355,43 @@ async fn read(objects: &dyn ObjectStore, path: &str, range: Option<GetRange>) ->
 pub async fn report_opened(server: Arc<Server>) {
     loop {
         let tablets = std::mem::take(&mut *server.opened.lock());
-        if tablets.is_empty() {
-            server.wake_opened.notified().await;
-            continue;
+        match tablets.is_empty() {
+            true => server.wake_opened.notified().await,
+            false => report(&server, tablets).await,
         }
-        let request = TabletsOpenedRequest {
-            server_id: server.incarnation.server_id.0,
-            tablets: tablets.iter().map(|tablet| tablet.key()).collect(),
-        };
-        let call = |mut master: super::masters::Client| {
-            let request = request.clone();
-            async move { master.tablets_opened(request).await }
-        };
-        let owned = match server.masters.call("tablets opened", call).await.result {
-            Ok(response) => response.owned,
-            Err(error) => {
-                tracing::error!(%error, "the master refuses a report of opened tablets; dropping them");
-                Vec::new()
-            }
-        };
-        *server.last_opened.lock() = server.env.clock.now();
-        for tablet in tablets {
-            let is_owned = owned.contains(&tablet.key());
-            if is_owned && tablet.transition(&[TabletState::Loaded], TabletState::Open) {
-                tracing::info!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is open");
-            } else if !is_owned {
-                tracing::warn!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is not ours; dropped");
-                server.tablets.drop_tablet(&tablet);
-            }
-        }
-        server.budget.wake_flusher.notify_one();
-        server.wake_compactor.notify_one();
     }
+}
+
+/// Reports loaded tablets; those that are ours are served then, the others dropped.
+pub async fn report(server: &Server, tablets: Vec<Arc<Tablet>>) {
+    if tablets.is_empty() {
+        return;
+    }
+    let request = TabletsOpenedRequest {
+        server_id: server.incarnation.server_id.0,
+        tablets: tablets.iter().map(|tablet| tablet.key()).collect(),
+    };
+    let call = |mut master: super::masters::Client| {
+        let request = request.clone();
+        async move { master.tablets_opened(request).await }
+    };
+    let owned = match server.masters.call("tablets opened", call).await.result {
+        Ok(response) => response.owned,
+        Err(error) => {
+            tracing::error!(%error, "the master refuses a report of opened tablets; dropping them");
+            Vec::new()
+        }
+    };
+    *server.last_opened.lock() = server.env.clock.now();
+    for tablet in tablets {
+        let is_owned = owned.contains(&tablet.key());
+        if is_owned && tablet.transition(&[TabletState::Loaded], TabletState::Open) {
+            tracing::info!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is open");
+        } else if !is_owned {
+            tracing::warn!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is not ours; dropped");
+            server.tablets.drop_tablet(&tablet);
+        }
+    }
+    server.budget.wake_flusher.notify_one();
+    server.wake_compactor.notify_one();
 }

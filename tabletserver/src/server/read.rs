@@ -1,8 +1,9 @@
 //! The read path: a stream of packed batches, pulled by the connection.
 //!
 //! Invariants: (1) the lease is checked when the request starts and before each batch is sent; (2) a
-//! scan sees the tablet at one moment, and ends with an error, never early, when that is not possible
-//! any more; (3) nothing is read ahead of the client, so a client that goes away stops its scan, and
+//! scan sees the tablet at one moment after its request began, so it goes on when the tablet is split,
+//! merged or moved meanwhile (its files are kept for it, see `pins`), and ends with an error, never
+//! early, when it cannot; (3) nothing is read ahead of the client, so a client that goes away stops its scan, and
 //! a slow one holds one batch.
 
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use uruk_proto::tablet::{ReadRequest, ReadResponse};
 use uruk_proto::{ErrorCode, RowRange, RpcError};
 
 use super::Server;
-use super::tablet::Tablet;
+use super::tablet::{Tablet, TabletState};
 use crate::engine::{Filter, RowScanner, ScanRequest, ScanTargets};
 
 /// A running read.
@@ -30,12 +31,13 @@ struct Reading {
 
 impl Server {
     /// Starts a read.
-    pub fn read(
+    pub async fn read(
         self: &Arc<Self>,
         request: ReadRequest,
     ) -> Result<impl Stream<Item = Result<ReadResponse, Status>> + Send + use<>, RpcError> {
         self.incarnation.check_read()?;
         let tablet = self.tablets.find(request.tablet.as_ref())?;
+        self.wait_while(&tablet, &[TabletState::Replacing]).await;
         tablet.check_readable()?;
         let full = |_| RpcError::overloaded("too many reads at once", self.config.overload_retry_ms);
         let slot = self.read_slots.clone().try_acquire_owned().map_err(full)?;
@@ -62,11 +64,13 @@ impl Reading {
                 return Err(error.into());
             }
         };
-        // Before it is sent: while we read, the lease may have lapsed or the tablet may have gone.
+        // Before it is sent: while we read, the lease may have lapsed.
         self.server.incarnation.check_read()?;
-        self.tablet.check_readable()?;
         let Some(batch) = batch else { return Ok(None) };
         self.tablet.traffic.reads.fetch_add(1, Ordering::Relaxed);
+        if !batch.last_scanned.is_empty() {
+            self.tablet.samples.note(&batch.last_scanned);
+        }
         self.tablet.traffic.bytes_read.fetch_add(batch.data.len() as u64, Ordering::Relaxed);
         Ok(Some(ReadResponse { batch: batch.data, last_scanned: batch.last_scanned }))
     }

@@ -11,8 +11,8 @@ use uruk_proto::tablet::tablet_server_control_server::{TabletServerControl, Tabl
 use uruk_proto::tablet::tablet_server_server::{TabletServer, TabletServerServer};
 use uruk_proto::tablet::{
     CheckAndMutateRequest, CheckAndMutateResponse, CloseTabletsRequest, CloseTabletsResponse, MutateRowsRequest,
-    MutateRowsResponse, OpenTabletsRequest, OpenTabletsResponse, ReadModifyWriteRequest, ReadModifyWriteResponse,
-    ReadRequest, ReadResponse, SortSegmentRequest, SortSegmentResponse,
+    MutateRowsResponse, OpenTabletsRequest, OpenTabletsResponse, OrderTaken, ReadModifyWriteRequest,
+    ReadModifyWriteResponse, ReadRequest, ReadResponse, SortSegmentRequest, SortSegmentResponse, SplitTabletOrder,
 };
 use uruk_proto::{ErrorCode, RpcError, limits};
 
@@ -58,7 +58,7 @@ impl TabletServer for Service {
     type ReadStream = Pin<Box<dyn Stream<Item = Result<ReadResponse, Status>> + Send>>;
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let stream = self.server()?.read(request.into_inner())?;
+        let stream = self.server()?.read(request.into_inner()).await?;
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -117,11 +117,10 @@ impl TabletServerControl for Service {
         Ok(Response::new(server.sort_segment(request).await?))
     }
 
-    async fn split_tablet(
-        &self,
-        _: tonic::Request<uruk_proto::tablet::SplitTabletOrder>,
-    ) -> Result<tonic::Response<uruk_proto::tablet::OrderTaken>, tonic::Status> {
-        Err(tonic::Status::unimplemented("split_tablet"))
+    async fn split_tablet(&self, request: Request<SplitTabletOrder>) -> Result<Response<OrderTaken>, Status> {
+        let order = request.into_inner();
+        self.ordered(order.server_id)?.order_split(order)?;
+        Ok(Response::new(OrderTaken {}))
     }
 
     async fn merge_tablets(

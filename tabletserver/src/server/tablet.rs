@@ -2,15 +2,21 @@
 //!
 //! ```text
 //!            TabletsOpened says "owned"        freeze            released
-//!   Loaded ────────────────────────────▶ Open ──────────▶ Frozen ──────────▶ Dropped
-//!      └──────────── not owned, discarded, no longer ours ──────┴───────────────▲
+//!   Loaded ────────────────────────────▶ Open ◀─────────▶ Frozen ──────────▶ Dropped
+//!      │                                   ▲    thaw         │                   ▲
+//!      │                                   │                 │ split, merge sent │
+//!      │               known not to be done└──── Replacing ◀─┘                   │
+//!      │                                             └── done, or not ours ──────┤
+//!      └──────────────── not owned, discarded, no longer ours ───────────────────┘
 //! ```
 //! Locks, in this order: `gate` (state, next SeqNo, memory) before the log's queue; `positions` alone
 //! (what is applied, and since which log position). Neither is held over an await.
 //!
 //! Invariants: (1) a write gets its SeqNo and its place in the log's queue in one step, only while
 //! the tablet is Open; (2) SeqNos of an epoch are consecutive from 1 on; (3) `applied` records are
-//! consecutive, so the published watermark has no holes; (4) memtables freeze only between records.
+//! consecutive, so the published watermark has no holes; (4) memtables freeze only between records;
+//! (5) from the first sending of the command that replaces it until its outcome is known it starts no
+//! read and no write: what takes its place may be served by another server already.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,6 +32,7 @@ use uruk_proto::{Epoch, ErrorCode, RowRange, RpcError, SeqNo, TableId, TabletId}
 
 use super::memory::Memory;
 use super::record::Record;
+use super::samples::Samples;
 use crate::engine::{FreezeToken, TabletStore};
 
 /// Whether the tablet may be used.
@@ -35,8 +42,11 @@ pub enum TabletState {
     Loaded,
     /// Served.
     Open,
-    /// Read, but not written: it is about to be released.
+    /// Read, but not written: it is about to be released or replaced.
     Frozen,
+    /// The command that replaces it (by halves, or by one with its neighbour) is on its way, or done:
+    /// neither read nor written until that is known.
+    Replacing,
     /// Not ours any more.
     Dropped,
 }
@@ -116,6 +126,24 @@ pub struct FlushWork {
     pub logs_done: Vec<u64>,
 }
 
+/// What an order means for a tablet that has seen others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TakenUp {
+    /// It is the first of its procedure, and newer than all: do it.
+    New,
+    /// A repeat: it is being done.
+    Running,
+    /// A repeat of what is over, or an order for an older procedure.
+    Over,
+}
+
+/// The master's procedures that this tablet was ordered to take part in; their ids grow.
+#[derive(Debug, Default)]
+struct Procedures {
+    newest: u64,
+    over: u64,
+}
+
 /// One tablet.
 #[derive(Debug)]
 pub struct Tablet {
@@ -133,11 +161,19 @@ pub struct Tablet {
     pub maintenance: tokio::sync::Mutex<()>,
     /// Since the last report.
     pub traffic: Traffic,
+    /// Where its recent requests lie.
+    pub samples: Samples,
     /// A block of its files was found corrupt: no compaction until a person has looked.
     pub is_corrupt: AtomicBool,
     /// A close was ordered.
     pub is_closing: AtomicBool,
+    /// Held by a close, a split, or a merge from beginning to end: one at a time. Before `maintenance`;
+    /// of two tablets that of the one with the smaller keys first.
+    pub operation: tokio::sync::Mutex<()>,
+    procedures: Mutex<Procedures>,
     gate: Mutex<Gate>,
+    /// What the gate says.
+    state: watch::Sender<TabletState>,
     positions: Mutex<Positions>,
     published: watch::Sender<SeqNo>,
     foreign_logs: Mutex<Vec<u64>>,
@@ -145,8 +181,8 @@ pub struct Tablet {
 
 impl Tablet {
     /// A tablet whose logs are replayed into `store` and `memory`. `foreign_logs` are the needed logs
-    /// of dead servers.
-    pub fn new(store: Arc<TabletStore>, row: &MetaRow, memory: Memory, foreign_logs: Vec<u64>) -> Tablet {
+    /// of dead servers; `seed` decides which requests are sampled.
+    pub fn new(store: Arc<TabletStore>, row: &MetaRow, memory: Memory, foreign_logs: Vec<u64>, seed: u64) -> Tablet {
         let published = store.published();
         let has_replayed = published > SeqNo(row.flushed_seq);
         let epoch = Epoch(row.epoch);
@@ -165,9 +201,13 @@ impl Tablet {
             store,
             maintenance: tokio::sync::Mutex::new(()),
             traffic: Traffic::default(),
+            samples: Samples::new(seed),
             is_corrupt: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
+            operation: tokio::sync::Mutex::new(()),
+            procedures: Mutex::default(),
             gate: Mutex::new(gate),
+            state: watch::Sender::new(TabletState::Loaded),
             positions: Mutex::new(Positions {
                 active_since: None,
                 pieces_since: None,
@@ -200,15 +240,43 @@ impl Tablet {
         let allowed = from.contains(&gate.state);
         if allowed {
             gate.state = to;
+            // Under the gate, so that the last word is the right one.
+            self.state.send_replace(to);
         }
         allowed
     }
 
-    /// Whether reads may be answered.
+    /// Completes when the state is as wanted.
+    pub async fn reached(&self, is_wanted: impl Fn(TabletState) -> bool) {
+        let mut state = self.state.subscribe();
+        let _ = state.wait_for(|state| is_wanted(*state)).await.expect("the sender is ours");
+    }
+
+    /// Takes up an order of the master's.
+    pub fn take_up(&self, procedure: u64) -> TakenUp {
+        let mut known = self.procedures.lock();
+        if procedure > known.newest {
+            known.newest = procedure;
+            TakenUp::New
+        } else if procedure == known.newest && known.over < procedure {
+            TakenUp::Running
+        } else {
+            TakenUp::Over
+        }
+    }
+
+    /// The procedure is over here: done, or declined with the master's knowledge.
+    pub fn procedure_over(&self, procedure: u64) {
+        let mut known = self.procedures.lock();
+        known.over = known.over.max(procedure);
+    }
+
+    /// Whether reads may start.
     pub fn check_readable(&self) -> Result<(), RpcError> {
         match self.state() {
             TabletState::Open | TabletState::Frozen => Ok(()),
             TabletState::Loaded => Err(self.unavailable("is opening")),
+            TabletState::Replacing => Err(self.unavailable("is about to be replaced")),
             TabletState::Dropped => Err(self.stale()),
         }
     }
@@ -333,6 +401,7 @@ impl Gate {
             TabletState::Open => Ok(()),
             TabletState::Loaded => Err(tablet.unavailable("is opening")),
             TabletState::Frozen => Err(tablet.unavailable("is about to move")),
+            TabletState::Replacing => Err(tablet.unavailable("is about to be replaced")),
             TabletState::Dropped => Err(tablet.stale()),
         }
     }

@@ -32,6 +32,17 @@ impl Slot {
     }
 }
 
+/// Whether a tablet is here under some epoch.
+#[derive(Clone, Debug)]
+pub enum Presence {
+    /// In memory.
+    Loaded(Arc<Tablet>),
+    /// Being read.
+    Opening,
+    /// Neither.
+    Absent,
+}
+
 #[derive(Debug, Default)]
 struct Slots {
     by_id: BTreeMap<TabletId, Slot>,
@@ -116,6 +127,15 @@ impl Tablets {
         matches!(self.0.read().by_id.get(&id), Some(Slot::Opening(opening)) if *opening == epoch)
     }
 
+    /// Whether the tablet is here under this epoch.
+    pub fn at_epoch(&self, id: TabletId, epoch: Epoch) -> Presence {
+        match self.0.read().by_id.get(&id) {
+            Some(Slot::Loaded(tablet)) if tablet.epoch == epoch => Presence::Loaded(tablet.clone()),
+            Some(Slot::Opening(opening)) if *opening == epoch => Presence::Opening,
+            Some(Slot::Loaded(_) | Slot::Opening(_)) | None => Presence::Absent,
+        }
+    }
+
     /// All tablets that are here, or about to be: in memory, or being opened.
     pub fn keys(&self) -> Vec<TabletKey> {
         let slots = self.0.read();
@@ -180,5 +200,6 @@ impl Tablets {
 }
 
 fn set_dropped(tablet: &Tablet) {
-    tablet.transition(&[TabletState::Loaded, TabletState::Open, TabletState::Frozen], TabletState::Dropped);
+    let all = [TabletState::Loaded, TabletState::Open, TabletState::Frozen, TabletState::Replacing];
+    tablet.transition(&all, TabletState::Dropped);
 }

@@ -10,6 +10,7 @@
 //! | lease again, answer | here |
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -28,9 +29,14 @@ use super::latch::Latched;
 use super::memory::{MemoryError, Seen};
 use super::read_modify_write;
 use super::record::{Call, Piece, Record, RowWrite};
-use super::tablet::{Gate, Tablet};
+use super::tablet::{Gate, Tablet, TabletState};
 use super::write_parse::{ParsedRow, parse_call, parse_mutations, parse_row, parse_row_key};
 use crate::engine::Filter;
+
+/// A request waits this long for a tablet that is about to be given away.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// Requests that may wait so.
+pub const PAUSED_MAX: usize = 1024;
 
 /// What became of an enqueued record.
 enum Ticket {
@@ -50,6 +56,17 @@ struct Batch {
 }
 
 impl Server {
+    /// Waits, for a short while, until the tablet is in none of these states: who tries again is slower.
+    pub async fn wait_while(&self, tablet: &Tablet, states: &[TabletState]) {
+        if !states.contains(&tablet.state()) {
+            return;
+        }
+        let Ok(_slot) = self.pause_slots.try_acquire() else { return };
+        let over = tablet.reached(|state| !states.contains(&state));
+        // Whoever called looks at the state again.
+        let _ = self.env.clock.timeout(PAUSE_MAX, over).await;
+    }
+
     /// Whether a write may start: lease and budgets. Never waits.
     fn admit_write(&self) -> Result<(), RpcError> {
         self.incarnation.check()?;
@@ -60,6 +77,7 @@ impl Server {
     pub async fn mutate_rows(self: &Arc<Self>, request: MutateRowsRequest) -> Result<MutateRowsResponse, RpcError> {
         self.admit_write()?;
         let tablet = self.tablets.find(request.tablet.as_ref())?;
+        self.wait_while(&tablet, &[TabletState::Frozen, TabletState::Replacing]).await;
         let call = parse_call(request.key.as_ref());
         if let Some(call) = &call {
             self.admit_call(&tablet, call)?;
@@ -139,6 +157,7 @@ impl Server {
 
     /// Gives a record its numbers, its time and its place in the log, and remembers its call.
     fn enqueue(&self, tablet: &Arc<Tablet>, gate: &mut Gate, batch: Batch) -> Result<Ticket, RpcError> {
+        batch.rows.iter().for_each(|row| tablet.samples.note(&row.write.row));
         let count: usize = batch.rows.iter().map(|row| row.mutations.len()).sum();
         let (pieces, piece_bytes) = self.cut(&batch.rows);
         let (first, last) = gate.assign(tablet, pieces + count.max(1) as u64)?;
@@ -237,6 +256,7 @@ impl Server {
     ) -> Result<CheckAndMutateResponse, RpcError> {
         self.admit_write()?;
         let tablet = self.tablets.find(request.tablet.as_ref())?;
+        self.wait_while(&tablet, &[TabletState::Frozen, TabletState::Replacing]).await;
         let call = parse_call(request.key.as_ref());
         let schema = tablet.store.schema();
         let row = parse_row_key(request.row, &tablet)?;
@@ -271,6 +291,7 @@ impl Server {
     ) -> Result<ReadModifyWriteResponse, RpcError> {
         self.admit_write()?;
         let tablet = self.tablets.find(request.tablet.as_ref())?;
+        self.wait_while(&tablet, &[TabletState::Frozen, TabletState::Replacing]).await;
         let call = parse_call(request.key.as_ref());
         let row = parse_row_key(request.row, &tablet)?;
         read_modify_write::check_rules(&request.rules, &tablet.store.schema())?;

@@ -18,7 +18,7 @@ use uruk_proto::mutation::{self, Mutation, SERVER_TIME};
 use uruk_proto::tablet::tablet_server_client::TabletServerClient;
 use uruk_proto::tablet::tablet_server_control_client::TabletServerControlClient;
 use uruk_proto::tablet::*;
-use uruk_proto::{FamilyId, RpcError};
+use uruk_proto::{ErrorCode, FamilyId, RpcError};
 use uruk_tabletserver::server::{Storage, TabletServer, TabletServerConfig};
 
 use crate::logs::MemoryLogs;
@@ -235,6 +235,35 @@ impl Host {
         self.control().close_tablets(request).await.expect("takes the order");
     }
 
+    /// Orders a split that the master has started, as often as the master would.
+    pub async fn order_split(&self, cluster: &Cluster, tablet: u64, procedure: u64, at: &str) {
+        let epoch = cluster.master.with(|state| state.rows.get(&tablet).map_or(0, |row| row.epoch));
+        let order = SplitTabletOrder {
+            server_id: self.server.server_id().0,
+            tablet: Some(TabletKey { tablet_id: tablet, epoch }),
+            procedure,
+            at: at.to_string().into(),
+            by_load: false,
+        };
+        self.control().split_tablet(order).await.expect("takes the order");
+    }
+
+    /// Splits a tablet; the ids of the halves, which are served.
+    pub async fn split(&self, cluster: &Cluster, tablet: u64, at: &str) -> [u64; 2] {
+        let procedure = cluster.master.start(&[tablet]);
+        self.order_split(cluster, tablet, procedure, at).await;
+        self.until_split(cluster, procedure).await
+    }
+
+    pub async fn until_split(&self, cluster: &Cluster, procedure: u64) -> [u64; 2] {
+        cluster.until("the split is done", || cluster.master.results(procedure).is_some()).await;
+        let halves = cluster.master.results(procedure).expect("just looked at");
+        for half in &halves {
+            self.until_serving(half.tablet_id).await;
+        }
+        [halves[0].tablet_id, halves[1].tablet_id]
+    }
+
     pub async fn until_serving(&self, tablet: u64) {
         let deadline = self.env.clock.now() + Duration::from_secs(10);
         while let Err(error) = self.try_scan(tablet).await {
@@ -280,6 +309,13 @@ impl Host {
         let errors = self.mutate(puts(tablet, &[(row, value)], None)).await?;
         assert_eq!(errors, []);
         Ok(())
+    }
+
+    /// Whether neither reads nor writes of the tablet are answered.
+    pub async fn is_closed_to_all(&self, tablet: u64) -> bool {
+        let (read, write) = tokio::join!(self.try_scan(tablet), self.try_put(tablet, "probe", "x"));
+        let is_refused = |error: RpcError| matches!(error.code, ErrorCode::Unavailable | ErrorCode::StaleLocation);
+        read.is_err_and(is_refused) && write.is_err_and(is_refused)
     }
 
     pub async fn put(&self, tablet: u64, row: &str, value: &str) {

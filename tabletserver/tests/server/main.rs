@@ -10,6 +10,8 @@ mod objects;
 mod parent;
 mod pins;
 mod recovery;
+mod split;
+mod split_faults;
 mod stop;
 mod tablets;
 mod writes;

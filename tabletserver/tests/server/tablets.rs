@@ -209,7 +209,7 @@ async fn a_close_drains_flushes_and_releases_and_the_next_owner_sees_everything(
         loop {
             // Writes that came before the freeze stay unanswered while the log is held.
             let attempt = host.try_put(TABLET, "late", "x");
-            match cluster.env.clock.timeout(std::time::Duration::from_millis(20), attempt).await {
+            match cluster.env.clock.timeout(std::time::Duration::from_millis(400), attempt).await {
                 Ok(Err(error)) => break assert_eq!(error.code, ErrorCode::Unavailable),
                 Ok(Ok(())) => panic!("acknowledged while the log is held"),
                 Err(_) => assert!(cluster.env.clock.now() < deadline, "never frozen"),

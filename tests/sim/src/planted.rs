@@ -72,6 +72,10 @@ fn suited(bug: Planted) -> &'static [Scenario] {
         Planted::LateReport => &[LateReports],
         Planted::CollectedUnnamed => &[SlowCommits],
         Planted::LateFirstAttempt => &[Network, Failover],
+        Planted::FreezeWithoutDrain
+        | Planted::SplitWithoutFinalFlush
+        | Planted::SplitReplyLostThaws
+        | Planted::ParentCompactionCommits => &[Network, Failover],
     }
 }
 

@@ -130,6 +130,11 @@ impl FileCursor {
         self.data.as_ref().map_or(&[], |(_, data)| data.value())
     }
 
+    /// Where in the file the current entry's block stands.
+    pub fn offset(&self) -> u64 {
+        self.data.as_ref().map_or(0, |(handle, _)| handle.offset)
+    }
+
     /// To the first entry in `[target, upper)` (upper empty: no bound). `row_hash`: the range is
     /// this one row; a file whose filter excludes it has none.
     pub fn seek(&mut self, target: &[u8], upper: &[u8], row_hash: Option<u64>) -> Result<(), EngineError> {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use uruk_base::Metrics;
@@ -213,6 +213,7 @@ impl IndexPins {
 pub struct SstableFile {
     number: u64,
     path: Path,
+    /// As the first reference says that was opened: of the whole file, or of a half's share of it.
     bytes: u64,
     cells: u64,
     store: Arc<dyn ObjectStore>,
@@ -334,19 +335,41 @@ impl SstableFile {
         self.unpack(handle, &stored)
     }
 
-    async fn read_tail(&self) -> Result<Tail, EngineError> {
-        if self.bytes < FOOTER_BYTES as u64 {
-            return Err(self.corrupt(0, format!("{} bytes are too few for a table file", self.bytes)));
-        }
+    /// What to read first of a file of this length.
+    fn tail_range(&self, file_bytes: u64) -> (u64, u64) {
         // The filter takes at most 10 bits a cell (by default); a wrong guess costs a second read.
         let guess = (self.cells + self.cells / 4 + TAIL_EXTRA_BYTES).min(TAIL_BYTES_MAX);
-        let mut start = self.bytes.saturating_sub(guess.max(FOOTER_BYTES as u64));
-        let mut tail = self.read(start, self.bytes - start).await?;
-        let footer_at = self.bytes - FOOTER_BYTES as u64;
-        let footer = Footer::parse(&tail, self.bytes).map_err(|error| self.damaged(footer_at, &error))?;
+        (file_bytes.saturating_sub(guess.max(FOOTER_BYTES as u64)), file_bytes)
+    }
+
+    /// Stored bytes in `[start, end)`, as far as they are there, and the length of the file.
+    async fn read_sized(&self, start: u64, end: u64) -> Result<(Bytes, u64), EngineError> {
+        let options = GetOptions { range: Some(GetRange::Bounded(start..end)), ..GetOptions::default() };
+        let read = async {
+            let result = self.store.get_opts(&self.path, options).await?;
+            let file_bytes = result.meta.size;
+            Ok((result.bytes().await?, file_bytes))
+        };
+        let (bytes, file_bytes) = read.await.map_err(|error| EngineError::from_store(&self.path, error))?;
+        if file_bytes < self.bytes || bytes.len() as u64 != end.min(file_bytes) - start {
+            return Err(self.corrupt(start, format!("{file_bytes} of {} bytes are there", self.bytes)));
+        }
+        Ok((bytes, file_bytes))
+    }
+
+    async fn read_tail(&self) -> Result<Tail, EngineError> {
+        let (mut start, mut end) = self.tail_range(self.bytes.max(FOOTER_BYTES as u64));
+        let (mut tail, file_bytes) = self.read_sized(start, end).await?;
+        if file_bytes != end {
+            // The reference counts only what it covers of the file.
+            (start, end) = self.tail_range(file_bytes);
+            (tail, _) = self.read_sized(start, end).await?;
+        }
+        let footer_at = end.saturating_sub(FOOTER_BYTES as u64);
+        let footer = Footer::parse(&tail, end).map_err(|error| self.damaged(footer_at, &error))?;
         if footer.filter.offset < start {
             start = footer.filter.offset;
-            tail = self.read(start, self.bytes - start).await?;
+            tail = self.read(start, end - start).await?;
         }
         let payload = |handle: Handle| {
             let at = (handle.offset - start) as usize;
