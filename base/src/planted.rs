@@ -83,6 +83,12 @@ bugs! {
     SplitWithoutFinalFlush = "split-without-final-flush",
     /// A tablet whose split has an unknown outcome is served again.
     SplitReplyLostThaws = "split-reply-lost-and-parent-thawed",
+    /// A merge makes each file reference as wide as the new tablet.
+    MergeWidensAReference = "merge-widens-a-file-reference",
+    /// The master takes a server's silence for its word that it has given a tablet up.
+    ReleaseTakenFromSilence = "release-taken-from-silence",
+    /// The master lets two procedures have one tablet.
+    TwoProceduresOnOneTablet = "two-procedures-on-one-tablet",
     /// A compaction of a tablet commits after its split.
     ParentCompactionCommits = "parent-compaction-commits-after-the-split",
 }

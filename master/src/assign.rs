@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use uruk_base::Moment;
-use uruk_proto::{Epoch, ServerId, TabletId};
+use uruk_proto::{Epoch, ServerId, TableId, TabletId};
 
 use crate::command::{Assignment, TabletKey};
 use crate::config::Tuning;
 use crate::state::State;
 use crate::state::meta::MetaTabletId;
+use crate::state::procedures::ProcedureId;
 use crate::state::row::{CloseKind, MetaRow, TabletState};
 use crate::volatile::{FlightState, Volatile};
 
@@ -52,6 +53,12 @@ pub enum Action {
     Close { server: ServerId, kind: CloseKind, tablets: Vec<TabletKey> },
     /// Propose that the draining server gives up what it serves.
     Drain { server: ServerId, tablets: Vec<TabletKey> },
+    /// Order the split or merge.
+    Reshape { server: ServerId, procedure: ProcedureId },
+    /// Propose that the procedure ends: it has had its time.
+    GiveUp { procedure: ProcedureId, reason: String },
+    /// Tell the server the newest schema of the table; its answer is its confirmation.
+    SetSchema { server: ServerId, table: TableId },
     /// Propose it.
     SplitMeta(MetaTabletId),
     /// Let go of a live server's flushed log.
@@ -74,6 +81,9 @@ pub enum ActionKey {
     Abandon(ServerId),
     Close(ServerId, CloseKind),
     Drain(ServerId),
+    Reshape(ProcedureId),
+    GiveUp(ProcedureId),
+    SetSchema(ServerId, TableId),
     SplitMeta(MetaTabletId),
     Trim(ServerId),
     DeleteFiles,
@@ -92,6 +102,9 @@ impl Action {
             Action::Abandon { server, .. } => ActionKey::Abandon(*server),
             Action::Close { server, kind, .. } => ActionKey::Close(*server, *kind),
             Action::Drain { server, .. } => ActionKey::Drain(*server),
+            Action::Reshape { procedure, .. } => ActionKey::Reshape(*procedure),
+            Action::GiveUp { procedure, .. } => ActionKey::GiveUp(*procedure),
+            Action::SetSchema { server, table } => ActionKey::SetSchema(*server, *table),
             Action::SplitMeta(meta) => ActionKey::SplitMeta(*meta),
             Action::Trim { server, .. } => ActionKey::Trim(*server),
             Action::DeleteFiles(_) => ActionKey::DeleteFiles,
@@ -115,6 +128,8 @@ pub fn plan(state: &State, volatile: &Volatile, tuning: &Tuning, now: Now) -> Ve
     plan.assignments();
     plan.opens();
     plan.closes();
+    plan.procedures();
+    plan.schemas();
     plan.drains();
     plan.meta_splits();
     plan.trims();
@@ -209,7 +224,7 @@ impl Plan<'_> {
             .servers
             .live()
             .iter()
-            .filter(|server| !self.volatile.draining.contains(server))
+            .filter(|server| !self.is_draining(**server))
             .map(|server| (0, state.index.owned(*server).len(), *server))
             .collect();
         if servers.is_empty() || !self.volatile.is_free(&ActionKey::Assign, self.now.moment) {
@@ -240,9 +255,11 @@ impl Plan<'_> {
             if !rested || !state.is_openable(row) {
                 continue;
             }
+            let wanted = state.wanted_at(row);
+            let wanted = wanted.and_then(|wanted| servers.iter().find(|(_, _, server)| *server == wanted));
             let avoided = failure.map(|failure| failure.server);
-            let best = servers.iter().find(|(_, _, server)| Some(*server) != avoided).or_else(|| servers.first());
-            let (given, owned, server) = *best.expect("there is a server");
+            let spread = || servers.iter().find(|(_, _, server)| Some(*server) != avoided).or_else(|| servers.first());
+            let (given, owned, server) = *wanted.or_else(spread).expect("there is a server");
             servers.remove(&(given, owned, server));
             servers.insert((given + 1, owned, server));
             assignments.push(Assignment { key: row.key(), server });
@@ -258,7 +275,9 @@ impl Plan<'_> {
             let queued = u32::try_from(tablets.len()).unwrap_or(u32::MAX);
             let (overdue, waiting): (Vec<_>, Vec<_>) =
                 rows.filter(|row| self.state.is_openable(row)).partition(|row| self.is_overdue(row, queued));
-            let due = |row: &&&MetaRow| self.is_order_due(&self.volatile.opens_taken, row.tablet, row.epoch);
+            let due = |row: &&&MetaRow| {
+                !self.is_being_made(row) && self.is_order_due(&self.volatile.opens_taken, row.tablet, row.epoch)
+            };
             let keys = |row: &MetaRow| row.key();
             let orders_max = self.tuning.order_tablets_max;
             let due: Vec<TabletKey> = waiting.iter().filter(due).map(|row| keys(row)).take(orders_max).collect();
@@ -306,22 +325,6 @@ impl Plan<'_> {
     fn is_order_due(&self, taken: &BTreeMap<TabletId, (Epoch, Moment)>, tablet: TabletId, epoch: Epoch) -> bool {
         let repeat = Duration::from_millis(self.tuning.order_repeat_ms);
         taken.get(&tablet).is_none_or(|(told, at)| *told != epoch || self.now.moment.saturating_since(*at) >= repeat)
-    }
-
-    /// Off the draining servers, as long as there is another one to go to.
-    fn drains(&mut self) {
-        let draining = &self.volatile.draining;
-        if self.state.servers.live().iter().all(|server| draining.contains(server)) {
-            return;
-        }
-        for server in draining {
-            let rows = self.state.index.owned(*server).filter_map(|tablet| self.state.row(tablet));
-            let open = rows.filter(|row| row.is_open()).map(|row| row.key());
-            let tablets: Vec<TabletKey> = open.take(self.tuning.order_tablets_max).collect();
-            if !tablets.is_empty() {
-                self.add(Action::Drain { server: *server, tablets });
-            }
-        }
     }
 
     fn meta_splits(&mut self) {
@@ -380,6 +383,20 @@ impl Action {
     }
 }
 
+/// Where a tablet is best moved to: of the servers that take tablets, the other one that has fewest.
+pub fn best_target(state: &State, volatile: &Volatile, row: &MetaRow) -> Option<ServerId> {
+    let takes = |server: &&ServerId| {
+        Some(**server) != row.owner() && !volatile.draining.contains(*server) && !state.servers.is_draining(**server)
+    };
+    state
+        .servers
+        .live()
+        .iter()
+        .filter(takes)
+        .min_by_key(|server| (state.index.owned(**server).len(), **server))
+        .copied()
+}
+
 /// How long a tablet that failed to open so many times in a row waits.
 fn reopen_delay(openings: u32) -> Duration {
     match openings {
@@ -388,5 +405,6 @@ fn reopen_delay(openings: u32) -> Duration {
     }
 }
 
+mod procedures;
 #[cfg(test)]
 mod tests;

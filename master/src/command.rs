@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use uruk_proto::schema::TableSchema;
+use uruk_proto::schema::{Family, LocalityGroup, TableSchema};
 use uruk_proto::{Epoch, ErrorCode, RpcError, SeqNo, ServerId, TableId, TabletId};
 
 use crate::state::meta::MetaTabletId;
+use crate::state::procedures::ProcedureId;
 use crate::state::row::{FileRef, MetaRow};
 
 /// A tablet under one assignment.
@@ -63,6 +64,60 @@ pub struct CommitFiles {
     pub logs_done: Vec<ServerId>,
 }
 
+/// How one file reference of a tablet is shared out between its halves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileShare {
+    pub path: Arc<str>,
+    /// Where the reference begins.
+    pub low: Bytes,
+    /// Nothing on one side: that half does not name it.
+    pub left_bytes: u64,
+    pub left_cells: u64,
+    pub right_bytes: u64,
+    pub right_cells: u64,
+}
+
+/// A frozen, flushed tablet becomes two.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TabletSplit {
+    pub server: ServerId,
+    pub key: TabletKey,
+    pub procedure: ProcedureId,
+    /// First row of the right half.
+    pub at: Bytes,
+    /// One for each reference of the row.
+    pub files: Vec<FileShare>,
+    /// The row's.
+    pub flushed_seq: SeqNo,
+    pub micros: i64,
+}
+
+/// Two frozen, flushed neighbours become one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TabletsMerged {
+    pub server: ServerId,
+    pub left: TabletKey,
+    pub right: TabletKey,
+    pub procedure: ProcedureId,
+    /// The rows'.
+    pub left_flushed_seq: SeqNo,
+    pub right_flushed_seq: SeqNo,
+    /// What both remember; None: nothing.
+    pub memory_file: Option<Arc<str>>,
+    pub micros: i64,
+}
+
+/// A change of one family.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum FamilyChange {
+    /// Its id is issued anew.
+    Create(Family),
+    /// The one of this name gets the rule and the group.
+    Update(Family),
+    /// The one of this name goes, and its data with it.
+    Drop(String),
+}
+
 /// A change of the master's state.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Command {
@@ -98,6 +153,26 @@ pub enum Command {
     SplitMeta { meta: MetaTabletId, rows_max: usize },
     /// These entries of the deletion queue are gone from storage.
     ForgetFiles { entries: Vec<u64> },
+    /// The tablet is to become two; without `at` its server chooses where.
+    StartSplit { tablet: TabletKey, at: Option<Bytes>, by_load: bool, reason: String, request: u64, micros: i64 },
+    /// It has.
+    TabletSplit(Box<TabletSplit>),
+    /// The tablet and the one that follows it are to become one.
+    StartMerge { left: TabletKey, right: TabletKey, reason: String, request: u64, micros: i64 },
+    /// They have.
+    TabletsMerged(Box<TabletsMerged>),
+    /// The tablet is to go to another server.
+    StartMove { tablet: TabletKey, target: ServerId, reason: String, request: u64, micros: i64 },
+    /// The server will not do it.
+    DeclineProcedure { server: ServerId, procedure: ProcedureId, reason: String, micros: i64 },
+    /// The leader gives it up.
+    EndProcedure { procedure: ProcedureId, reason: String, micros: i64 },
+    /// The server is to be left by its tablets, or not any more.
+    SetDraining { server: ServerId, draining: bool },
+    /// Families and groups change.
+    StartAlter { request: u64, name: String, changes: Vec<FamilyChange>, groups: Vec<LocalityGroup> },
+    /// All that the server has of the table goes by this version of the schema.
+    ConfirmSchema { server: ServerId, table: TableId, version: u64 },
 }
 
 /// What the proposer of a command learns.
@@ -112,6 +187,11 @@ pub enum Reply {
     Row(Box<MetaRow>),
     Table(TableId),
     Refused(Refusal),
+    /// Both halves.
+    Split(Box<[MetaRow; 2]>),
+    Procedure(ProcedureId),
+    /// The version that this alteration made.
+    Altered(TableId, u64),
 }
 
 /// Why a command changed nothing.

@@ -69,6 +69,10 @@ pub struct Tuning {
     pub delete_files_max: usize,
     /// Most renewals that wait for one confirmation of leadership.
     pub renewals_waiting_max: usize,
+    /// A split or merge that has not ended within this is given up, in milliseconds.
+    pub procedure_patience_ms: u64,
+    /// Most tablets of a server that is drained that are on their way at a time.
+    pub drain_moves_max: usize,
     /// The state is saved, and the Raft log cut, after this many entries.
     pub snapshot_every_entries: u64,
 }
@@ -96,6 +100,8 @@ impl Default for Tuning {
             assign_tablets_max: 10_000,
             delete_files_max: 500,
             renewals_waiting_max: 10_000,
+            procedure_patience_ms: 120_000,
+            drain_moves_max: 16,
             snapshot_every_entries: 10_000,
         }
     }
@@ -164,6 +170,8 @@ impl Tuning {
             ("assign_tablets_max", self.assign_tablets_max as u64),
             ("delete_files_max", self.delete_files_max as u64),
             ("renewals_waiting_max", self.renewals_waiting_max as u64),
+            ("procedure_patience_ms", self.procedure_patience_ms),
+            ("drain_moves_max", self.drain_moves_max as u64),
             ("snapshot_every_entries", self.snapshot_every_entries),
         ] {
             check(setting, value > 0, "is zero".into())?;

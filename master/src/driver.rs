@@ -15,7 +15,7 @@ use crate::command::{Command, Reply};
 use crate::shared::Shared;
 use crate::state::State;
 use crate::volatile::Volatile;
-use crate::{files, recovery};
+use crate::{files, orders, recovery};
 
 /// The loop looks around at least this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -174,6 +174,13 @@ async fn perform(shared: &Arc<Shared>, term: Term, action: Action) -> Outcome {
             tracing::info!(%server, tablets = tablets.len(), "moves tablets off a server that ends");
             propose_done(shared, term, Command::Close { tablets }).await
         }
+        Action::Reshape { server, procedure } => orders::reshape(shared, server, procedure).await,
+        Action::GiveUp { procedure, reason } => {
+            tracing::warn!(%procedure, reason, "gives a procedure up");
+            let micros = shared.env.clock.wall_micros();
+            propose_done(shared, term, Command::EndProcedure { procedure, reason, micros }).await
+        }
+        Action::SetSchema { server, table } => orders::set_schema(shared, term, server, table).await,
         Action::SplitMeta(meta) => {
             let rows_max = shared.tuning.meta_tablet_rows_max;
             propose_done(shared, term, Command::SplitMeta { meta, rows_max }).await

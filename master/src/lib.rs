@@ -6,8 +6,8 @@
 //! | `command`, `state` | what is replicated, and the pure `apply` that checks every change |
 //! | `lease`, `volatile` | what only the leader knows: leases, load, what is under way |
 //! | `assign` | the planner: a pure function of (state, volatile, now) |
-//! | `driver`, `recovery`, `files` | the thin loop that performs what was planned |
-//! | `service`, `tables` | the RPCs |
+//! | `driver`, `recovery`, `orders`, `files` | the thin loop that performs what was planned |
+//! | `service`, `tables`, `procedures` | the RPCs |
 //! | `status`, `http` | the status page, as pages and as JSON |
 //!
 //! It never reads or writes user data.
@@ -22,6 +22,8 @@ mod http;
 mod lease;
 mod master;
 mod metrics;
+mod orders;
+mod procedures;
 mod recovery;
 mod service;
 mod shared;

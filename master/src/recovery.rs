@@ -11,6 +11,7 @@ use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 use uruk_base::commit_log::LogId;
+use uruk_base::planted::{Planted, is_planted};
 use uruk_base::rpc::MESSAGE_BYTES_MAX;
 use uruk_consensus::Term;
 use uruk_proto::tablet::tablet_server_control_client::TabletServerControlClient;
@@ -160,7 +161,14 @@ pub async fn close(shared: &Shared, server: ServerId, kind: CloseKind, keys: &[T
     let tablets = keys.iter().map(|key| master::TabletKey { tablet_id: key.tablet.0, epoch: key.epoch.0 }).collect();
     let discard = kind == CloseKind::Discard;
     let request = CloseTabletsRequest { server_id: server.0, tablets, discard };
-    call(shared, server, &address, shared.order_deadline(), client(shared, &address).close_tablets(request)).await?;
+    let mut client = client(shared, &address);
+    let taken = call(shared, server, &address, shared.order_deadline(), client.close_tablets(request)).await;
+    if taken.is_err() && is_planted(Planted::ReleaseTakenFromSilence) {
+        for key in keys {
+            let _ = shared.propose(Command::Release { server, key: *key }).await;
+        }
+    }
+    taken?;
     let now = shared.env.clock.now();
     let mut volatile = shared.volatile.lock();
     for key in keys {
@@ -169,13 +177,13 @@ pub async fn close(shared: &Shared, server: ServerId, kind: CloseKind, keys: &[T
     Ok(())
 }
 
-fn client(shared: &Shared, address: &str) -> TabletServerControlClient<Channel> {
+pub fn client(shared: &Shared, address: &str) -> TabletServerControlClient<Channel> {
     TabletServerControlClient::new(shared.channels.get(address))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-async fn call<T>(
+pub async fn call<T>(
     shared: &Shared,
     server: ServerId,
     address: &str,

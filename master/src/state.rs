@@ -12,6 +12,8 @@
 //!    serving it (it was never OPEN under that epoch, so nothing of it is in that log).
 //! 7. A file waits for deletion only if no row and no recovery names it.
 //! 8. Identities only grow and are never reused.
+//! 9. A tablet is in at most one procedure, and a running procedure has all of its tablets.
+//! 10. Tablets are split and merged only when everything of them is in files, and no reference grows.
 
 use std::collections::BTreeSet;
 
@@ -22,12 +24,16 @@ use uruk_proto::{ServerId, TabletId};
 
 use crate::command::{Command, Reason, Refusal, Reply};
 
+pub mod alter;
 pub mod files;
+pub mod history;
 mod ids;
 pub mod index;
 mod invariants;
 pub mod meta;
+pub mod procedures;
 pub mod recoveries;
+mod reshape;
 pub mod row;
 pub mod servers;
 pub mod tables;
@@ -36,11 +42,13 @@ mod tablets;
 pub mod tests;
 
 use files::DeletionQueue;
+use history::History;
 use ids::Ids;
 use index::Index;
 use meta::Meta;
+use procedures::Procedures;
 use recoveries::Recoveries;
-use row::MetaRow;
+use row::{MetaRow, RowKey};
 use servers::Servers;
 use tables::Tables;
 
@@ -53,6 +61,8 @@ pub struct State {
     pub meta: Meta,
     pub recoveries: Recoveries,
     pub deletions: DeletionQueue,
+    pub procedures: Procedures,
+    pub history: History,
     #[serde(skip)]
     pub index: Index,
 }
@@ -70,6 +80,8 @@ impl State {
             meta: Meta::new(),
             recoveries: Recoveries::default(),
             deletions: DeletionQueue::default(),
+            procedures: Procedures::default(),
+            history: History::default(),
             index: Index::default(),
         }
     }
@@ -107,7 +119,23 @@ impl State {
         self.put_row(row);
     }
 
+    /// Puts rows in place of others, which cover the same keys.
+    fn replace_rows(&mut self, old: &[TabletId], new: Vec<MetaRow>) {
+        let key = |tablet: &TabletId| self.index.key(*tablet).expect("the caller found the row").clone();
+        let keys: Vec<RowKey> = old.iter().map(key).collect();
+        let old: Vec<MetaRow> =
+            keys.iter().map(|key| self.meta.remove(key).expect("the index names only rows that exist")).collect();
+        let unnamed = self.index.replace_all(&old, &new);
+        new.into_iter().for_each(|row| {
+            self.meta.put(row);
+        });
+        self.deletions.add_all(unnamed);
+        old.iter().for_each(|row| self.recoveries.forget_tablet(row.tablet));
+    }
+
     fn remove_row(&mut self, tablet: TabletId) {
+        self.lose_ground(tablet, || "its table is deleted".to_owned(), None);
+        self.history.bury(tablet);
         let key = self.index.key(tablet).expect("the caller found the row").clone();
         let row = self.meta.remove(&key).expect("the index names only rows that exist");
         let unnamed = self.index.replace(Some(&row), None);
@@ -176,6 +204,24 @@ impl StateMachine for State {
                 self.create_table(request, schema, splits, micros)
             }
             Command::DeleteTable { request, name } => self.delete_table(request, &name),
+            Command::StartSplit { tablet, at, by_load, reason, request, micros } => {
+                self.start_split((tablet, at, by_load), reason, request, micros)
+            }
+            Command::TabletSplit(split) => self.tablet_split(*split),
+            Command::StartMerge { left, right, reason, request, micros } => {
+                self.start_merge((left, right), reason, request, micros)
+            }
+            Command::TabletsMerged(merged) => self.tablets_merged(*merged),
+            Command::StartMove { tablet, target, reason, request, micros } => {
+                self.start_move((tablet, target), reason, request, micros)
+            }
+            Command::DeclineProcedure { server, procedure, reason, micros } => {
+                self.decline_procedure(server, procedure, reason, micros)
+            }
+            Command::EndProcedure { procedure, reason, micros } => self.give_up_procedure(procedure, reason, micros),
+            Command::SetDraining { server, draining } => self.set_draining(server, draining),
+            Command::StartAlter { request, name, changes, groups } => self.start_alter(request, &name, changes, groups),
+            Command::ConfirmSchema { server, table, version } => self.confirm_schema(server, table, version),
             Command::SplitMeta { meta, rows_max } => {
                 self.meta.split(meta, rows_max);
                 Ok(Reply::Done)

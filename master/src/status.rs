@@ -9,6 +9,8 @@
 //! | `tablets`, `tablets/<table>` | `{"tablets": [`[`TabletView`]`]}` |
 //! | `servers` | `{"servers": [`[`ServerView`]`]}`, dead ones too |
 //! | `recoveries`, `recoveries/<server id>` | `{"recoveries": [`[`RecoveryView`]`]}`, oldest first |
+//! | `procedures` | [`ProceduresView`] |
+//! | `history/<tablet id>` | [`HistoryView`] |
 //! | `storage` | [`StorageReport`], or whatever else the storage tells |
 
 use std::time::Duration;
@@ -17,11 +19,13 @@ use serde::Serialize;
 
 use crate::shared::Shared;
 
+mod procedures;
 mod recoveries;
 mod servers;
 mod storage;
 mod tables;
 
+pub use procedures::{EventView, HistoryView, ProcedureView, ProceduresView};
 pub use recoveries::{RecoveryView, ReopenedView, StepView};
 pub use servers::ServerView;
 pub use storage::{NoHealth, StorageHealth, StorageReport, StorageServer};
@@ -121,6 +125,8 @@ pub async fn json(shared: &Shared, path: &str) -> Option<Vec<u8>> {
             let found: Vec<_> = recoveries(shared).into_iter().filter(|view| view.server_id == server).collect();
             Ok(serde_json::json!({ "recoveries": found }))
         }
+        ("procedures", None) => serde_json::to_value(procedures(shared)),
+        ("history", Some(tablet)) => serde_json::to_value(history(shared, tablet.parse().ok()?)?),
         ("storage", None) => Ok(storage(shared).await),
         _ => return None,
     };
@@ -189,6 +195,16 @@ pub fn tablets(shared: &Shared, table: Option<&str>) -> Vec<TabletView> {
 /// All recoveries that are remembered, oldest first.
 pub fn recoveries(shared: &Shared) -> Vec<RecoveryView> {
     shared.consensus.read(|state| recoveries::all(state, &shared.volatile.lock()))
+}
+
+/// All procedures that run or are remembered.
+pub fn procedures(shared: &Shared) -> ProceduresView {
+    shared.consensus.read(|state| procedures::all(state, &shared.volatile.lock()))
+}
+
+/// What became of a tablet; None when nothing is known of it.
+pub fn history(shared: &Shared, tablet: u64) -> Option<HistoryView> {
+    shared.consensus.read(|state| procedures::history(state, uruk_proto::TabletId(tablet)))
 }
 
 /// What the storage tells about itself.

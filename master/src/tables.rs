@@ -1,4 +1,4 @@
-//! Creating, describing and deleting tables, as callers see it.
+//! Creating, altering, describing and deleting tables, as callers see it.
 //!
 //! The procedures themselves are in the replicated state and in the planner; a caller that waits here
 //! only watches. After a lost answer it asks again with the same `request` and finds its own table.
@@ -8,7 +8,7 @@ use std::time::Duration;
 use uruk_proto::schema::{Family, LocalityGroup, TableSchema};
 use uruk_proto::{ErrorCode, FamilyId, RpcError, TableId, master};
 
-use crate::command::{Command, Reply};
+use crate::command::{Command, FamilyChange, Reply};
 use crate::shared::Shared;
 use crate::state::State;
 use crate::state::tables::{Table, TableState};
@@ -63,8 +63,39 @@ pub async fn delete(shared: &Shared, request: master::DeleteTableRequest) -> Res
     .await
 }
 
+/// Alters a table; answers once every owner of a tablet goes by the new schema, or is dead.
+pub async fn alter(shared: &Shared, request: master::AlterTableRequest) -> Result<master::TableInfo, RpcError> {
+    let changes = request.changes.iter().map(change).collect::<Result<Vec<_>, _>>()?;
+    let groups = request.groups.iter().map(LocalityGroup::try_from).collect::<Result<Vec<_>, _>>()?;
+    let command = Command::StartAlter { request: request.request, name: request.name, changes, groups };
+    let Reply::Altered(id, version) = shared.propose(command).await? else {
+        return Err(RpcError::new(ErrorCode::Internal, "an alteration without version"));
+    };
+    tracing::info!(table = %id, version, "alters a table");
+    let confirmed = |state: &State| match state.tables.get(id) {
+        None => Some(Err(RpcError::new(ErrorCode::NotFound, format!("{id} was deleted meanwhile")))),
+        // A later alteration waits for the same owners, and for no fewer.
+        Some(table) => table.alteration.is_none().then(|| Ok(info(state, table))),
+    };
+    wait(shared, confirmed, |state| {
+        let waiting = state.tables.get(id).and_then(|table| table.alteration.as_ref());
+        format!("{id} is altered, but {:?} have not confirmed it", waiting.map(|alteration| &alteration.waiting))
+    })
+    .await?
+}
+
+fn change(change: &master::FamilyChange) -> Result<FamilyChange, RpcError> {
+    use master::family_change::Change;
+    match &change.change {
+        Some(Change::Create(family)) => Ok(FamilyChange::Create(Family::try_from(family)?)),
+        Some(Change::Update(family)) => Ok(FamilyChange::Update(Family::try_from(family)?)),
+        Some(Change::Drop(name)) => Ok(FamilyChange::Drop(name.clone())),
+        None => Err(RpcError::new(ErrorCode::InvalidArgument, "an empty change of a family")),
+    }
+}
+
 /// Waits until the local state shows it, or the deadline for tables passes.
-async fn wait<T>(
+pub async fn wait<T>(
     shared: &Shared,
     done: impl Fn(&State) -> Option<T>,
     left: impl Fn(&State) -> String,

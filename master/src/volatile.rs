@@ -11,6 +11,7 @@ use uruk_proto::{Epoch, ServerId, TabletId, master};
 use crate::assign::{Action, ActionKey};
 use crate::lease::Leases;
 use crate::state::State;
+use crate::state::procedures::ProcedureId;
 use crate::state::row::MetaRow;
 
 /// A failure that did not recur for this long is forgotten.
@@ -25,6 +26,10 @@ pub struct Volatile {
     /// Orders that were taken: what the tablet server was told, when.
     pub opens_taken: BTreeMap<TabletId, (Epoch, Moment)>,
     pub closes_taken: BTreeMap<TabletId, (Epoch, Moment)>,
+    /// When orders to split or merge were taken.
+    pub reshapes_taken: BTreeMap<ProcedureId, Moment>,
+    /// Since when each procedure runs, as far as this leader saw.
+    pub running_since: BTreeMap<ProcedureId, Moment>,
     /// Servers that end on their own.
     pub draining: BTreeSet<ServerId>,
     /// How far each live server's log was trimmed.
@@ -92,6 +97,8 @@ impl Volatile {
             flights: BTreeMap::new(),
             opens_taken: BTreeMap::new(),
             closes_taken: BTreeMap::new(),
+            reshapes_taken: BTreeMap::new(),
+            running_since: BTreeMap::new(),
             draining: BTreeSet::new(),
             trimmed: BTreeMap::new(),
             opening_since: BTreeMap::new(),
@@ -156,6 +163,12 @@ impl Volatile {
         self.flights.retain(|_, flight| match flight.state {
             FlightState::Running => true,
             FlightState::Resting { until, .. } => now.saturating_since(until) < FAILURE_KEPT,
+        });
+        let running = state.procedures.running();
+        self.reshapes_taken.retain(|id, _| running.contains_key(id));
+        self.running_since.retain(|id, _| running.contains_key(id));
+        running.keys().for_each(|id| {
+            self.running_since.entry(*id).or_insert(now);
         });
         self.note_openings(state, now);
         self.note_unnamed(state);

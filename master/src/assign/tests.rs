@@ -13,6 +13,10 @@
 //! | `refuse <server>` | the server cannot open any of it |
 //! | `flushed <server> <logs done>` | the server flushes all that it serves |
 //! | `released <server>` | the server gives up what it is to close |
+//! | `split <tablet>`, `merge <left> <right>`, `move <tablet> <server>` | the procedure starts |
+//! | `has-split <tablet> <key>`, `has-merged <left> <right>` | its server has done it |
+//! | `drained <server>`, `undrained <server>` | the server is to be left, by command; or not any more |
+//! | `alter <table>`, `confirmed <server> <table>` | the schema changes; the server goes by it |
 //! | `died <server>` | its watching parent says so |
 //! | `sealed <server> <ends of pieces>`, `sorted <log> <piece> <server>` | recorded |
 //! | `elected`, `renew <server>`, `drain <server>`, `report <server> [pinned file]` | what the leader hears |
@@ -26,15 +30,16 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use uruk_base::Moment;
 use uruk_consensus::{StateMachine, Term};
 use uruk_proto::{SeqNo, ServerId, master};
 
 use super::*;
-use crate::command::{Command, CommitFiles, Reply};
+use crate::command::{Command, CommitFiles, FamilyChange, Reply, TabletSplit};
 use crate::lease::Leases;
 use crate::state::row::FileRef;
-use crate::state::tests::{create_command, open_all, register, unname};
+use crate::state::tests::{create_command, merge_of, open_all, register, split_of, unname};
 
 struct World {
     state: State,
@@ -65,6 +70,9 @@ fn show(action: &Action) -> String {
         }
         Action::Close { server, kind, tablets: keys } => format!("close({kind:?}) on {}: {}", server.0, tablets(keys)),
         Action::Drain { server, tablets: keys } => format!("drain {}: {}", server.0, tablets(keys)),
+        Action::Reshape { server, procedure } => format!("reshape {} on {}", procedure.0, server.0),
+        Action::GiveUp { procedure, reason } => format!("give up {} ({reason})", procedure.0),
+        Action::SetSchema { server, table } => format!("set-schema {} on {}", table.0, server.0),
         Action::SplitMeta(meta) => format!("split-meta {}", meta.0),
         Action::Trim { server, upto } => format!("trim {} to {upto}", server.0),
         Action::DeleteFiles(files) => {
@@ -137,6 +145,9 @@ impl World {
                     }
                 }
                 Action::Drain { tablets, .. } => self.apply(Command::Close { tablets }),
+                Action::GiveUp { procedure, reason } => {
+                    self.apply(Command::EndProcedure { procedure, reason, micros });
+                }
                 Action::SplitMeta(meta) => {
                     self.apply(Command::SplitMeta { meta, rows_max: self.tuning.meta_tablet_rows_max });
                 }
@@ -152,6 +163,8 @@ impl World {
             ActionKey::Sort(log, segment, sorter) => format!("sort {}/{segment} on {}", log.0, sorter.0),
             ActionKey::Seal(server) => format!("seal {}", server.0),
             ActionKey::Open(server) => format!("open on {}", server.0),
+            ActionKey::Reshape(procedure) => format!("reshape {}", procedure.0),
+            ActionKey::SetSchema(server, table) => format!("set-schema {} on {}", table.0, server.0),
             ActionKey::Close(server, kind) => format!("close({kind:?}) on {}", server.0),
             other => format!("{other:?}"),
         };
@@ -169,6 +182,9 @@ impl World {
                 let orders = if is_open { &mut self.volatile.opens_taken } else { &mut self.volatile.closes_taken };
                 orders.insert(*tablet, (epoch, now));
             }
+        }
+        if let (ActionKey::Reshape(procedure), true) = (&key, result.is_ok()) {
+            self.volatile.reshapes_taken.insert(*procedure, now);
         }
         self.volatile.end(key, result, |failures| now + Duration::from_millis(100) * failures);
     }
@@ -208,6 +224,40 @@ impl World {
                 for key in self.keys(|row| matches!(row.state, TabletState::Closing(owner, _) if owner == server(1))) {
                     self.apply(Command::Release { server: server(1), key });
                 }
+            }
+            "split" => {
+                let tablet = self.key(number(1));
+                let (reason, by_load) = ("test".to_owned(), false);
+                self.apply(Command::StartSplit { tablet, at: None, by_load, reason, request: 0, micros });
+            }
+            "merge" => {
+                let (left, right) = (self.key(number(1)), self.key(number(2)));
+                self.apply(Command::StartMerge { left, right, reason: "test".into(), request: 0, micros });
+            }
+            "move" => {
+                let (tablet, target) = (self.key(number(1)), server(2));
+                self.apply(Command::StartMove { tablet, target, reason: "test".into(), request: 0, micros });
+            }
+            "has-split" => {
+                let row = self.state.row(TabletId(number(1))).unwrap();
+                let split = split_of(row, row.procedure.unwrap(), micros);
+                let at = Bytes::copy_from_slice(words[2].as_bytes());
+                self.apply(Command::TabletSplit(Box::new(TabletSplit { at, ..split })));
+            }
+            "has-merged" => {
+                let (left, right) = (self.key(number(1)), self.key(number(2)));
+                let id = self.state.row(left.tablet).unwrap().procedure.unwrap();
+                let merged = merge_of(&self.state, id, (left, right), 900).unwrap();
+                self.apply(Command::TabletsMerged(Box::new(merged)));
+            }
+            "drained" => self.apply(Command::SetDraining { server: server(1), draining: true }),
+            "undrained" => self.apply(Command::SetDraining { server: server(1), draining: false }),
+            "alter" => {
+                let changes = vec![FamilyChange::Drop("f".into())];
+                self.apply(Command::StartAlter { request: 0, name: words[1].into(), changes, groups: vec![] });
+            }
+            "confirmed" => {
+                self.apply(Command::ConfirmSchema { server: server(1), table: TableId(number(2)), version: 2 });
             }
             "died" => {
                 let nonce = self.state.servers.get(server(1)).unwrap().registration.nonce;
@@ -265,6 +315,10 @@ impl World {
             other => panic!("unknown line {other:?}"),
         }
         self.state.check().unwrap();
+    }
+
+    fn key(&self, tablet: u64) -> TabletKey {
+        self.state.row(TabletId(tablet)).unwrap().key()
     }
 
     fn keys(&self, which: impl Fn(&crate::state::row::MetaRow) -> bool) -> Vec<TabletKey> {
@@ -355,4 +409,19 @@ fn a_tablet_that_is_not_opened_goes_elsewhere() {
 #[test]
 fn a_late_report_frees_no_file() {
     run(include_str!("testdata/late_reports.txt"));
+}
+
+#[test]
+fn orders_splits_and_merges_until_they_are_over() {
+    run(include_str!("testdata/procedures.txt"));
+}
+
+#[test]
+fn a_drain_leaves_alone_what_is_in_a_procedure() {
+    run(include_str!("testdata/draining.txt"));
+}
+
+#[test]
+fn every_owner_is_told_the_new_schema() {
+    run(include_str!("testdata/schema.txt"));
 }

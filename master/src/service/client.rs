@@ -5,15 +5,17 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use uruk_proto::master::master_server::Master;
 use uruk_proto::master::{
-    CreateTableRequest, DeleteTableRequest, DeleteTableResponse, GetTableRequest, ListTablesRequest,
-    ListTablesResponse, LocateRequest, LocateResponse, StatusRequest, StatusResponse, TableInfo, TabletLocation,
+    AlterTableRequest, BalanceRequest, BalanceResponse, CheckRequest, CheckResponse, CreateTableRequest,
+    DeleteTableRequest, DeleteTableResponse, DrainServerRequest, DrainServerResponse, GetTableRequest,
+    ListTablesRequest, ListTablesResponse, LocateRequest, LocateResponse, MergeTabletsRequest, MoveTabletRequest,
+    ProcedureInfo, SplitTabletRequest, StatusRequest, StatusResponse, TableInfo, TabletLocation,
 };
 use uruk_proto::{ErrorCode, RpcError, TableId};
 
 use crate::shared::Shared;
 use crate::state::State;
 use crate::state::row::{MetaRow, RowKey};
-use crate::{status, tables};
+use crate::{procedures, status, tables};
 
 /// Most tablets in one answer.
 const LOCATE_MAX: usize = 1_000;
@@ -116,52 +118,34 @@ impl Master for ClientService {
         }
     }
 
-    async fn alter_table(
-        &self,
-        _: tonic::Request<uruk_proto::master::AlterTableRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::TableInfo>, tonic::Status> {
-        Err(tonic::Status::unimplemented("alter_table"))
+    async fn alter_table(&self, request: Request<AlterTableRequest>) -> Result<Response<TableInfo>, Status> {
+        Ok(Response::new(tables::alter(&self.0, request.into_inner()).await?))
     }
 
-    async fn split_tablet(
-        &self,
-        _: tonic::Request<uruk_proto::master::SplitTabletRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
-        Err(tonic::Status::unimplemented("split_tablet"))
+    async fn split_tablet(&self, request: Request<SplitTabletRequest>) -> Result<Response<ProcedureInfo>, Status> {
+        Ok(Response::new(procedures::split(&self.0, request.into_inner()).await?))
     }
 
-    async fn merge_tablets(
-        &self,
-        _: tonic::Request<uruk_proto::master::MergeTabletsRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
-        Err(tonic::Status::unimplemented("merge_tablets"))
+    async fn merge_tablets(&self, request: Request<MergeTabletsRequest>) -> Result<Response<ProcedureInfo>, Status> {
+        Ok(Response::new(procedures::merge(&self.0, request.into_inner()).await?))
     }
 
-    async fn move_tablet(
-        &self,
-        _: tonic::Request<uruk_proto::master::MoveTabletRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::ProcedureInfo>, tonic::Status> {
-        Err(tonic::Status::unimplemented("move_tablet"))
+    async fn move_tablet(&self, request: Request<MoveTabletRequest>) -> Result<Response<ProcedureInfo>, Status> {
+        Ok(Response::new(procedures::relocate(&self.0, request.into_inner()).await?))
     }
 
     async fn drain_server(
         &self,
-        _: tonic::Request<uruk_proto::master::DrainServerRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::DrainServerResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("drain_server"))
+        request: Request<DrainServerRequest>,
+    ) -> Result<Response<DrainServerResponse>, Status> {
+        Ok(Response::new(procedures::drain(&self.0, request.into_inner()).await?))
     }
 
-    async fn balance(
-        &self,
-        _: tonic::Request<uruk_proto::master::BalanceRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::BalanceResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("balance"))
+    async fn balance(&self, _: Request<BalanceRequest>) -> Result<Response<BalanceResponse>, Status> {
+        Err(Status::unimplemented("balance"))
     }
 
-    async fn check(
-        &self,
-        _: tonic::Request<uruk_proto::master::CheckRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::CheckResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("check"))
+    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        Err(Status::unimplemented("check"))
     }
 }

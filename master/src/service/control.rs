@@ -6,15 +6,18 @@ use tonic::{Request, Response, Status};
 use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::master::master_control_server::MasterControl;
 use uruk_proto::master::{
-    CommitFilesRequest, CommitFilesResponse, GetTabletRequest, GetTabletResponse, RegisterRequest, RegisterResponse,
-    RenewLeaseRequest, RenewLeaseResponse, ReportDeathRequest, ReportDeathResponse, TabletFailedRequest,
-    TabletFailedResponse, TabletReleasedRequest, TabletReleasedResponse, TabletsOpenedRequest, TabletsOpenedResponse,
+    CommitFilesRequest, CommitFilesResponse, GetTabletRequest, GetTabletResponse, ProcedureDeclinedRequest,
+    ProcedureDeclinedResponse, RegisterRequest, RegisterResponse, RenewLeaseRequest, RenewLeaseResponse,
+    ReportDeathRequest, ReportDeathResponse, TabletFailedRequest, TabletFailedResponse, TabletReleasedRequest,
+    TabletReleasedResponse, TabletSplitRequest, TabletSplitResponse, TabletsMergedRequest, TabletsMergedResponse,
+    TabletsOpenedRequest, TabletsOpenedResponse,
 };
 use uruk_proto::{Epoch, ErrorCode, RpcError, SeqNo, ServerId, TabletId, master};
 
-use crate::command::{Command, CommitFiles, Registration, Reply, TabletKey};
+use crate::command::{Command, CommitFiles, FileShare, Registration, Reply, TabletKey, TabletSplit, TabletsMerged};
 use crate::lease::Grant;
 use crate::shared::Shared;
+use crate::state::procedures::ProcedureId;
 use crate::state::row::{FileRef, MetaRow};
 
 /// Serves tablet servers.
@@ -151,6 +154,65 @@ impl ControlService {
         }
     }
 
+    async fn tablet_split(&self, request: TabletSplitRequest) -> Result<[MetaRow; 2], RpcError> {
+        let share = |share: master::FileShare| FileShare {
+            path: share.path.into(),
+            low: share.low,
+            left_bytes: share.left_bytes,
+            left_cells: share.left_cells,
+            right_bytes: share.right_bytes,
+            right_cells: share.right_cells,
+        };
+        let split = TabletSplit {
+            server: ServerId(request.server_id),
+            key: key(request.tablet)?,
+            procedure: ProcedureId(request.procedure),
+            at: request.at,
+            files: request.files.into_iter().map(share).collect(),
+            flushed_seq: SeqNo(request.flushed_seq),
+            micros: self.0.env.clock.wall_micros(),
+        };
+        self.0.volatile.lock().tell(split.server, request.report_number);
+        let parent = split.key.tablet;
+        match self.0.propose(Command::TabletSplit(Box::new(split))).await? {
+            Reply::Split(rows) => {
+                tracing::info!(tablet = %parent, left = %rows[0].tablet, right = %rows[1].tablet, "split a tablet");
+                Ok(*rows)
+            }
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    async fn tablets_merged(&self, request: TabletsMergedRequest) -> Result<MetaRow, RpcError> {
+        let merged = TabletsMerged {
+            server: ServerId(request.server_id),
+            left: key(request.left)?,
+            right: key(request.right)?,
+            procedure: ProcedureId(request.procedure),
+            left_flushed_seq: SeqNo(request.left_flushed_seq),
+            right_flushed_seq: SeqNo(request.right_flushed_seq),
+            memory_file: (!request.memory_file.is_empty()).then(|| request.memory_file.into()),
+            micros: self.0.env.clock.wall_micros(),
+        };
+        self.0.volatile.lock().tell(merged.server, request.report_number);
+        let (left, right) = (merged.left.tablet, merged.right.tablet);
+        match self.0.propose(Command::TabletsMerged(Box::new(merged))).await? {
+            Reply::Row(row) => {
+                tracing::info!(%left, %right, tablet = %row.tablet, "merged two tablets");
+                Ok(*row)
+            }
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    async fn procedure_declined(&self, request: ProcedureDeclinedRequest) -> Result<(), RpcError> {
+        let (server, procedure) = (ServerId(request.server_id), ProcedureId(request.procedure));
+        let (reason, micros) = (request.reason, self.0.env.clock.wall_micros());
+        tracing::info!(%procedure, %server, reason, "a procedure is declined");
+        self.0.propose(Command::DeclineProcedure { server, procedure, reason, micros }).await?;
+        Ok(())
+    }
+
     async fn get_tablet(&self, request: GetTabletRequest) -> Result<MetaRow, RpcError> {
         self.0.read_linearizable().await?;
         let tablet = TabletId(request.tablet_id);
@@ -218,22 +280,25 @@ impl MasterControl for ControlService {
 
     async fn tablet_split(
         &self,
-        _: tonic::Request<uruk_proto::master::TabletSplitRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::TabletSplitResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("tablet_split"))
+        request: Request<TabletSplitRequest>,
+    ) -> Result<Response<TabletSplitResponse>, Status> {
+        let [left, right] = self.tablet_split(request.into_inner()).await?;
+        Ok(Response::new(TabletSplitResponse { left: Some(left.to_message()), right: Some(right.to_message()) }))
     }
 
     async fn tablets_merged(
         &self,
-        _: tonic::Request<uruk_proto::master::TabletsMergedRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::TabletsMergedResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("tablets_merged"))
+        request: Request<TabletsMergedRequest>,
+    ) -> Result<Response<TabletsMergedResponse>, Status> {
+        let row = self.tablets_merged(request.into_inner()).await?;
+        Ok(Response::new(TabletsMergedResponse { row: Some(row.to_message()) }))
     }
 
     async fn procedure_declined(
         &self,
-        _: tonic::Request<uruk_proto::master::ProcedureDeclinedRequest>,
-    ) -> Result<tonic::Response<uruk_proto::master::ProcedureDeclinedResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("procedure_declined"))
+        request: Request<ProcedureDeclinedRequest>,
+    ) -> Result<Response<ProcedureDeclinedResponse>, Status> {
+        self.procedure_declined(request.into_inner()).await?;
+        Ok(Response::new(ProcedureDeclinedResponse {}))
     }
 }

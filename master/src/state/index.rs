@@ -45,10 +45,18 @@ impl Index {
 
     /// Follows the change of one row; returns the files that no row names any more.
     pub fn replace(&mut self, old: Option<&MetaRow>, new: Option<&MetaRow>) -> Vec<Arc<str>> {
+        self.replace_all(
+            old.map(std::slice::from_ref).unwrap_or_default(),
+            new.map(std::slice::from_ref).unwrap_or_default(),
+        )
+    }
+
+    /// Follows the change of several rows at once; returns the files that no row names any more.
+    pub fn replace_all(&mut self, old: &[MetaRow], new: &[MetaRow]) -> Vec<Arc<str>> {
         // Names go in before others go out, so that a file that stays named never counts as let go.
-        new.into_iter().flat_map(MetaRow::names).for_each(|name| *self.names.entry(name.clone()).or_default() += 1);
+        new.iter().flat_map(MetaRow::names).for_each(|name| *self.names.entry(name.clone()).or_default() += 1);
         let mut unnamed = Vec::new();
-        for name in old.into_iter().flat_map(MetaRow::names) {
+        for name in old.iter().flat_map(MetaRow::names) {
             let count = self.names.get_mut(name).expect("every name of a row is counted");
             *count -= 1;
             if *count == 0 {
@@ -56,12 +64,8 @@ impl Index {
                 unnamed.push(name.clone());
             }
         }
-        if let Some(old) = old {
-            self.remove_places(old);
-        }
-        if let Some(new) = new {
-            self.add_places(new);
-        }
+        old.iter().for_each(|old| self.remove_places(old));
+        new.iter().for_each(|new| self.add_places(new));
         unnamed
     }
 

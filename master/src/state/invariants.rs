@@ -6,8 +6,10 @@ use uruk_proto::TableId;
 
 use super::State;
 use super::index::Index;
+use super::procedures::{Procedure, ProcedureId, Work};
 use super::recoveries::Recovery;
-use super::row::MetaRow;
+use super::row::{CloseKind, FileRef, MetaRow, TabletState};
+use crate::command::TabletKey;
 
 impl State {
     /// What is broken, if anything.
@@ -26,6 +28,8 @@ impl State {
         if let Some(recovery) = self.recoveries.all().find(|recovery| recovery.waiting != waiting(recovery)) {
             return Err(format!("the recovery of {} miscounts its tablets", recovery.server));
         }
+        self.check_procedures()?;
+        self.check_servers_of_tables()?;
         let mut queued = BTreeSet::new();
         for path in self.deletions.entries().values() {
             if self.is_named(path) || !queued.insert(path) {
@@ -51,6 +55,62 @@ impl State {
     /// Tablets in all, and those of them that are open.
     pub fn open_tablets(&self) -> (usize, usize) {
         (self.meta.rows().count(), self.meta.rows().filter(|row| row.is_open()).count())
+    }
+
+    /// Every lock has a running procedure, every running procedure has its locks.
+    fn check_procedures(&self) -> Result<(), String> {
+        let has = |id: &ProcedureId, row: &MetaRow| {
+            let running = self.procedures.running().get(id);
+            running.is_some_and(|procedure| procedure.work.keys().contains(&row.key()))
+        };
+        let locked = |row: &&MetaRow| row.procedure.is_some_and(|id| !has(&id, row));
+        if let Some(row) = self.meta.rows().find(locked) {
+            return Err(format!("{} is in {:?}, which does not run or does not have it", row.tablet, row.procedure));
+        }
+        for (id, procedure) in self.procedures.running() {
+            let is_locked = |key: &TabletKey| self.row(key.tablet).is_some_and(|row| row.procedure == Some(*id));
+            if let Some(key) = procedure.work.keys().iter().find(|key| !is_locked(key)) {
+                return Err(format!("{id} runs, but does not have {}", key.tablet));
+            }
+            self.check_ground(procedure)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the procedure can still come to its end.
+    fn check_ground(&self, procedure: &Procedure) -> Result<(), String> {
+        let state = |key: &TabletKey| self.row(key.tablet).map(|row| row.state);
+        let broken = || Err(format!("{} has lost its ground, but runs", procedure.id));
+        let is_on_its_way = |state: Option<TabletState>| match state {
+            Some(TabletState::Closing(_, CloseKind::Flush) | TabletState::Unassigned | TabletState::Opening(_)) => true,
+            Some(TabletState::Open(_) | TabletState::Closing(_, CloseKind::Discard) | TabletState::Failed) | None => {
+                false
+            }
+        };
+        match &procedure.work {
+            Work::Split { tablet, .. } => match state(tablet) {
+                Some(TabletState::Open(_)) => Ok(()),
+                _ => broken(),
+            },
+            Work::Move { tablet, .. } if is_on_its_way(state(tablet)) => Ok(()),
+            Work::Move { .. } => broken(),
+            Work::Merge { left, right } => match (state(left), state(right)) {
+                (Some(TabletState::Open(left)), Some(TabletState::Open(right))) if left == right => Ok(()),
+                (Some(TabletState::Open(_)), right) if is_on_its_way(right) => Ok(()),
+                _ => broken(),
+            },
+        }
+    }
+
+    /// Those that are drained or waited for are alive.
+    fn check_servers_of_tables(&self) -> Result<(), String> {
+        let mut waited =
+            self.tables.all().filter_map(|table| table.alteration.as_ref()).flat_map(|alter| &alter.waiting);
+        match waited.find(|server| !self.servers.is_live(**server)) {
+            Some(server) => Err(format!("{server} is dead, but a schema waits for it")),
+            None if !self.servers.draining().is_subset(self.servers.live()) => Err("a dead server is drained".into()),
+            None => Ok(()),
+        }
     }
 
     fn check_coverage(&self) -> Result<(), String> {
@@ -108,8 +168,16 @@ impl State {
         {
             return Err(format!("{tablet} is given away, but needs a log that is not sealed"));
         }
-        match row.files().find(|file| !row.range.covers(&file.range)) {
-            Some(file) => Err(format!("{tablet} has a reference to {} that is wider than itself", file.path)),
+        let refers_twice = |files: &Vec<FileRef>| {
+            let mut seen: Vec<_> = files.iter().map(|file| (&file.path, &file.range.start)).collect();
+            seen.sort_unstable();
+            seen.windows(2).any(|pair| pair[0] == pair[1])
+        };
+        if row.groups.values().any(refers_twice) {
+            return Err(format!("{tablet} has two references to the same part of a file"));
+        }
+        match row.files().find(|file| !row.range.covers(&file.range) || file.range.is_empty()) {
+            Some(file) => Err(format!("{tablet} has a reference to {} that is wider than itself, or empty", file.path)),
             None => Ok(()),
         }
     }

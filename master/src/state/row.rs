@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::{Epoch, RowRange, SeqNo, ServerId, TableId, TabletId, master};
 
+use super::procedures::ProcedureId;
 use crate::command::{Reason, Refusal, TabletKey};
 
 /// Commit numbers that a row remembers, to answer repeats. A tablet server has at most a flush and
@@ -87,6 +88,14 @@ pub struct MetaRow {
     pub failure: Option<Failure>,
     /// Numbers of the newest commits under this epoch, ascending.
     pub commits: Vec<u64>,
+    /// The running procedure that has the tablet: at most one.
+    pub procedure: Option<ProcedureId>,
+    /// The split or merge that made the tablet; None: it came with its table.
+    pub made_by: Option<ProcedureId>,
+    /// When it was made, for display and for policies.
+    pub born_micros: i64,
+    /// Its first epoch.
+    pub born_epoch: Epoch,
 }
 
 /// What a commit number says about a command.
@@ -113,6 +122,10 @@ impl MetaRow {
             memory_file: None,
             failure: None,
             commits: Vec::new(),
+            procedure: None,
+            made_by: None,
+            born_micros: 0,
+            born_epoch: Epoch(1),
         }
     }
 
@@ -134,6 +147,11 @@ impl MetaRow {
 
     pub fn is_open(&self) -> bool {
         matches!(self.state, TabletState::Open(_))
+    }
+
+    /// Whether its owner made it, by a split or a merge, and did not get it by an order to open it.
+    pub fn is_made_there(&self) -> bool {
+        self.made_by.is_some() && self.epoch == self.born_epoch
     }
 
     pub fn files(&self) -> impl Iterator<Item = &FileRef> {
@@ -204,7 +222,7 @@ impl MetaRow {
             needed_logs: self.needed_logs.iter().map(|server| server.0).collect(),
             memory_file: self.memory_file.as_deref().unwrap_or_default().to_owned(),
             failure: self.failure.as_ref().map(|failure| failure.reason.clone()).unwrap_or_default(),
-            procedure: 0,
+            procedure: self.procedure.unwrap_or_default().0,
         }
     }
 }

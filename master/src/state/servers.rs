@@ -46,6 +46,8 @@ pub struct Servers {
     dead_nonces: BTreeSet<u64>,
     /// The same, oldest first.
     dead_nonces_in_order: VecDeque<u64>,
+    /// Live ones that are to be left by their tablets.
+    draining: BTreeSet<ServerId>,
 }
 
 impl Servers {
@@ -59,6 +61,16 @@ impl Servers {
 
     pub fn live(&self) -> &BTreeSet<ServerId> {
         &self.live
+    }
+
+    /// Whether it is to be left by its tablets, by command.
+    pub fn is_draining(&self, server: ServerId) -> bool {
+        self.draining.contains(&server)
+    }
+
+    /// Those that are to be left by their tablets, by command.
+    pub fn draining(&self) -> &BTreeSet<ServerId> {
+        &self.draining
     }
 
     /// Live ones, and the dead that are remembered.
@@ -87,6 +99,7 @@ impl Servers {
 
     fn kill(&mut self, id: ServerId, how: String, noticed_micros: i64) {
         self.live.remove(&id);
+        self.draining.remove(&id);
         self.dead.push_back(id);
         self.by_id.get_mut(&id).expect("the caller checked that it lives").life = Life::Dead { how, noticed_micros };
         while self.dead.len() > DEAD_SERVERS_KEPT {
@@ -123,6 +136,17 @@ impl State {
         Ok(Reply::Registered(id))
     }
 
+    pub(super) fn set_draining(&mut self, server: ServerId, draining: bool) -> Applied {
+        if !self.servers.is_live(server) {
+            return Err(Refusal::new(Reason::NotFound, format!("{server} does not live")));
+        }
+        match draining {
+            true => self.servers.draining.insert(server),
+            false => self.servers.draining.remove(&server),
+        };
+        Ok(Reply::Done)
+    }
+
     pub(super) fn report_death(&mut self, nonce: u64, how: String, micros: i64) -> Applied {
         match self.servers.by_nonce.get(&nonce).copied() {
             Some(id) => {
@@ -154,7 +178,9 @@ impl State {
         let gone: Vec<_> = gone.into_iter().map(|row| row.tablet).collect();
         let lost: Vec<_> = lost.into_iter().map(|row| row.tablet).collect();
         self.recoveries.begin(server, how, last_heard_micros, micros, &lost);
+        self.confirm_all_schemas(server);
         for tablet in lost {
+            self.lose_ground(tablet, || format!("{server} died"), Some(micros));
             self.change_row(tablet, |row| row.state = TabletState::Unassigned);
         }
         // Of a deleted table's tablet nothing is kept: its owner's death is as good as its release.

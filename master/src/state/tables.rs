@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use uruk_proto::schema::{TableSchema, validate_row_key};
 use uruk_proto::{RowRange, TableId};
 
+use super::alter::Alteration;
 use super::row::{CloseKind, MetaRow, TabletState};
 use super::{Applied, State};
 use crate::command::{Reason, Refusal, Reply};
@@ -37,16 +38,20 @@ pub struct Table {
     /// Who asked for it: a repeated request finds its own table. 0: nobody in particular.
     pub request: u64,
     pub created_micros: i64,
+    /// Who has not confirmed the newest schema yet.
+    pub alteration: Option<Alteration>,
 }
 
 /// All tables.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Tables {
-    by_id: BTreeMap<TableId, Table>,
+    pub(super) by_id: BTreeMap<TableId, Table>,
     /// A name is free again once the table's last tablet is gone.
     by_name: BTreeMap<String, TableId>,
     /// Requests of finished deletions, oldest first.
     deleted: VecDeque<u64>,
+    /// Requests of alterations with what they made, oldest first.
+    pub(super) altered: VecDeque<(u64, TableId, u64)>,
 }
 
 impl Tables {
@@ -103,12 +108,15 @@ impl State {
         (schema.id, schema.version) = (id, 1);
         schema.families.iter_mut().for_each(|family| family.id = self.ids.family());
         self.tables.by_name.insert(schema.name.clone(), id);
-        self.tables.by_id.insert(id, Table { schema, state: TableState::Creating, request, created_micros: micros });
+        self.tables.by_id.insert(
+            id,
+            Table { schema, state: TableState::Creating, request, created_micros: micros, alteration: None },
+        );
         let starts = std::iter::once(Bytes::new()).chain(splits.iter().cloned());
         let ends = splits.iter().cloned().chain(std::iter::once(Bytes::new()));
         for (start, end) in starts.zip(ends) {
             let tablet = self.ids.tablet();
-            self.put_row(MetaRow::new(tablet, id, RowRange { start, end }));
+            self.put_row(MetaRow { born_micros: micros, ..MetaRow::new(tablet, id, RowRange { start, end }) });
         }
         Ok(Reply::Table(id))
     }
@@ -135,8 +143,11 @@ impl State {
             return Ok(Reply::Table(id));
         }
         table.state = TableState::Deleting(request);
+        table.alteration = None;
         let rows: Vec<MetaRow> = self.meta.rows_of(id).cloned().collect();
         for mut row in rows {
+            self.lose_ground(row.tablet, || "its table is deleted".to_owned(), None);
+            row.procedure = None;
             match row.state {
                 TabletState::Unassigned | TabletState::Failed => self.remove_row(row.tablet),
                 TabletState::Opening(server) | TabletState::Open(server) | TabletState::Closing(server, _) => {

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::{Epoch, SeqNo, ServerId, TableId, TabletId};
 
 use super::files::creator;
+use super::history::Event;
 use super::row::{CloseKind, CommitNumber, Failure, FileRef, MetaRow, TabletState};
 use super::{Applied, State};
 use crate::command::{Assignment, CommitFiles, Reason, Refusal, Reply, TabletKey};
@@ -31,6 +33,7 @@ impl State {
             assert!(is_new, "a tablet without an owner needs only dead servers' logs");
             row.commits.clear();
             assigned.push(row.key());
+            self.follow_epoch(row.procedure, row.key());
             self.put_row(row);
         }
         let tablets: BTreeSet<TabletId> = assigned.iter().map(|key| key.tablet).collect();
@@ -54,6 +57,10 @@ impl State {
                         row.failure = None;
                     });
                     owned.push(*key);
+                    self.arrived(key.tablet, server, micros);
+                    if self.row(key.tablet).is_some_and(|row| row.epoch > row.born_epoch) {
+                        self.history.add(key.tablet, micros, Event::Opened(server));
+                    }
                 }
                 TabletState::Open(_) => owned.push(*key),
                 TabletState::Closing(..) | TabletState::Unassigned | TabletState::Failed => {}
@@ -86,6 +93,7 @@ impl State {
         match row.state {
             TabletState::Opening(_) => {
                 let failure = Failure { reason, openings: openings + 1, server, micros };
+                self.lose_ground(key.tablet, || format!("{server} could not open it"), Some(micros));
                 self.change_row(key.tablet, |row| {
                     // It was never served under this epoch: nothing of it is in this log.
                     row.needed_logs.remove(&server);
@@ -105,6 +113,7 @@ impl State {
 
     pub(super) fn commit_files(&mut self, commit: CommitFiles) -> Applied {
         self.require_live_reporter(commit.server)?;
+        let commit = if is_planted(Planted::ParentCompactionCommits) { self.to_heir(commit) } else { commit };
         let row = self.owned_row(commit.server, commit.key)?;
         match row.commit_number(commit.number) {
             CommitNumber::Repeated => return Ok(Reply::Row(Box::new(row.clone()))),
@@ -134,6 +143,17 @@ impl State {
         row.remember_commit(commit.number);
         self.put_row(row.clone());
         Ok(Reply::Row(Box::new(row)))
+    }
+
+    /// The bug: what a tablet that was split has compacted is put into its left half, and taken out of both.
+    fn to_heir(&mut self, commit: CommitFiles) -> CommitFiles {
+        let Some((left, right)) = self.history.heirs(commit.key.tablet) else { return commit };
+        let Some(key) = self.row(left).map(MetaRow::key) else { return commit };
+        if self.row(right).is_some() {
+            let is_removed = |file: &FileRef| commit.remove.contains(&file.path);
+            self.change_row(right, |row| row.groups.values_mut().for_each(|files| files.retain(|f| !is_removed(f))));
+        }
+        CommitFiles { key, ..commit }
     }
 
     fn check_commit(&self, row: &MetaRow, commit: &CommitFiles) -> Result<(), Refusal> {
@@ -175,11 +195,13 @@ impl State {
         Ok(())
     }
 
-    /// Those that are given under just this epoch are to be given up.
+    /// Those that are given under just this epoch are to be given up. Not in the midst of a procedure.
     pub(super) fn close(&mut self, keys: &[TabletKey]) -> Applied {
         for key in keys {
             let Some(row) = self.row(key.tablet).filter(|row| row.epoch == key.epoch) else { continue };
-            if let TabletState::Open(server) = row.state {
+            if row.procedure.is_none()
+                && let TabletState::Open(server) = row.state
+            {
                 self.change_row(key.tablet, |row| row.state = TabletState::Closing(server, CloseKind::Flush));
             }
         }
@@ -197,6 +219,9 @@ impl State {
             self.remove_row(key.tablet);
             return Ok(Reply::Done);
         }
+        if !self.may_be_released(self.row(key.tablet).expect("it was found")) {
+            self.lose_ground(key.tablet, || format!("{server} has released it"), None);
+        }
         self.change_row(key.tablet, |row| {
             // Flushed: its log holds nothing of it that is not in files. Older logs stay needed
             // until a flush has said otherwise.
@@ -206,7 +231,7 @@ impl State {
         Ok(Reply::Done)
     }
 
-    fn owned_row(&self, server: ServerId, key: TabletKey) -> Result<&MetaRow, Refusal> {
+    pub(super) fn owned_row(&self, server: ServerId, key: TabletKey) -> Result<&MetaRow, Refusal> {
         let Some(row) = self.row(key.tablet) else {
             return Err(Refusal::new(Reason::StaleOwner, format!("{} does not exist", key.tablet)));
         };

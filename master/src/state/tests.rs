@@ -10,9 +10,13 @@ use uruk_proto::schema::{Family, GcRule, TableSchema};
 use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, ServerId, TableId, TabletId};
 
 use super::State;
+use super::procedures::{Found, Procedure, ProcedureId, Work};
 use super::row::{CloseKind, FileRef, MetaRow, TabletState};
 use super::tables::TableState;
-use crate::command::{Assignment, Command, CommitFiles, Reason, Registration, Reply, TabletKey};
+use crate::command::{
+    Assignment, Command, CommitFiles, FamilyChange, FileShare, Reason, Registration, Reply, TabletKey, TabletSplit,
+    TabletsMerged,
+};
 
 pub fn registration(nonce: u64) -> Registration {
     Registration {
@@ -382,7 +386,10 @@ fn command((kind, a, b, c): Dice, state: &State, step: u64) -> Option<Command> {
     let unfinished: Vec<ServerId> = state.unfinished_recoveries().iter().copied().collect();
     let live: Vec<ServerId> = state.servers.live().iter().copied().collect();
     let log = pick(&unfinished, a).unwrap_or(any_server);
-    Some(match kind % 20 {
+    if kind % 32 >= 20 {
+        return procedure_command((kind, a, b, c), state, step, (server, key));
+    }
+    Some(match kind % 32 {
         0 => Command::Register { registration: registration(u64::from(a % 12)), micros },
         1 => Command::ReportDeath { nonce: u64::from(a % 12), how: "killed".into(), micros },
         2 => Command::DeclareDead { server: pick(&live, a)?, how: "lapsed".into(), last_heard_micros: None, micros },
@@ -424,7 +431,7 @@ fn command((kind, a, b, c): Dice, state: &State, step: u64) -> Option<Command> {
             let old: Vec<Arc<str>> = row.files().map(|file| file.path.clone()).collect();
             let number = step - u64::from(b % 3); // now and then a number that was used before
             Command::CommitFiles(Box::new(CommitFiles {
-                schema_version: u64::from(c % 9 > 0),
+                schema_version: state.tables.get(row.table)?.schema.version - u64::from(c % 9 == 0),
                 remove: pick(&old, b).filter(|_| c % 2 == 0).into_iter().collect(),
                 memory_file: (b % 4 == 0).then(|| format!("tables/{}-{step}.mem", server.0).into()),
                 logs_done: row.needed_logs.iter().copied().filter(|log| *log != server && c % 3 == 0).collect(),
@@ -447,6 +454,156 @@ fn command((kind, a, b, c): Dice, state: &State, step: u64) -> Option<Command> {
     })
 }
 
+/// The same, of splits, merges, moves, drains and alterations.
+fn procedure_command(
+    (kind, a, b, c): Dice,
+    state: &State,
+    step: u64,
+    (server, key): (ServerId, TabletKey),
+) -> Option<Command> {
+    let micros = step as i64;
+    let (reason, request) = ("test".to_owned(), u64::from(c % 50));
+    let live: Vec<ServerId> = state.servers.live().iter().copied().collect();
+    let running: Vec<&Procedure> = state.procedures.running().values().collect();
+    let ended: Vec<&Procedure> = state.procedures.ended().map(|ended| &ended.procedure).collect();
+    // Mostly one that runs; sometimes one that is over.
+    let procedure = pick(&running, a).filter(|_| b % 8 > 0).or_else(|| pick(&ended, a));
+    Some(match kind % 32 {
+        20 => {
+            let at = (b % 2 == 0).then(|| split_key(state, key.tablet, c)).flatten();
+            Command::StartSplit { tablet: key, at, by_load: c % 2 == 0, reason, request, micros }
+        }
+        21..=23 => {
+            let procedure = procedure?;
+            let Work::Split { tablet, at, .. } = &procedure.work else { return None };
+            let row = state.row(tablet.tablet)?;
+            let mut split = TabletSplit {
+                at: at.clone().or_else(|| split_key(state, tablet.tablet, c))?,
+                ..split_of(row, procedure.id, micros)
+            };
+            clip_shares(row, &mut split, b);
+            match c % 12 {
+                0 => split.files.truncate(row.files().count() / 2),
+                1 => split.flushed_seq = SeqNo(split.flushed_seq.0 + 1),
+                2 => split.server = server,
+                3 => split.key = key,
+                _ => {}
+            }
+            Command::TabletSplit(Box::new(split))
+        }
+        24 => {
+            let row = state.row(key.tablet)?;
+            let right = match c % 10 {
+                0 => pick(&state.meta.rows().collect::<Vec<_>>(), b)?,
+                _ => state.meta.rows_of(row.table).find(|next| next.range.start == row.range.end)?,
+            };
+            Command::StartMerge { left: key, right: right.key(), reason, request, micros }
+        }
+        25 | 26 => {
+            let procedure = procedure?;
+            let Work::Merge { left, right } = procedure.work else { return None };
+            let mut merged = merge_of(state, procedure.id, (left, right), step)?;
+            match c % 12 {
+                0 => merged.memory_file = None,
+                1 => merged.server = server,
+                2 => merged.left_flushed_seq = SeqNo(1),
+                _ => {}
+            }
+            Command::TabletsMerged(Box::new(merged))
+        }
+        27 => Command::StartMove { tablet: key, target: pick(&live, b)?, reason, request, micros },
+        28 if c % 3 > 0 => {
+            let procedure = procedure?.id;
+            Command::DeclineProcedure { server, procedure, reason, micros }
+        }
+        28 => Command::EndProcedure { procedure: procedure?.id, reason, micros },
+        29 => Command::SetDraining { server: pick(&live, b)?, draining: c % 2 == 0 },
+        30 => {
+            let family = |name: &str| Family {
+                name: name.into(),
+                id: FamilyId(0),
+                gc: GcRule::MaxVersions(u32::from(c) + 1),
+                locality_group: u32::from(b % 9 == 0),
+            };
+            let change = match c % 3 {
+                0 => FamilyChange::Create(family("g")),
+                1 => FamilyChange::Update(family("f")),
+                _ => FamilyChange::Drop("g".into()),
+            };
+            let name = ["t", "u", "v"][usize::from(a % 3)].into();
+            Command::StartAlter { request, name, changes: vec![change], groups: vec![] }
+        }
+        _ => {
+            let table = state.tables.all().nth(usize::from(a % 3))?;
+            let version = table.schema.version - u64::from(c % 5 == 0);
+            Command::ConfirmSchema { server, table: table.schema.id, version }
+        }
+    })
+}
+
+/// A key inside of the tablet, or nearly.
+fn split_key(state: &State, tablet: TabletId, number: u16) -> Option<Bytes> {
+    let range = &state.row(tablet)?.range;
+    let mut key = range.start.to_vec();
+    key.extend_from_slice(format!("{}", number % 10).as_bytes());
+    Some(if number % 13 == 0 { range.end.clone() } else { key.into() })
+}
+
+/// The split that its server reports: half of everything on either side.
+pub fn split_of(row: &MetaRow, procedure: ProcedureId, micros: i64) -> TabletSplit {
+    let share = |file: &FileRef| FileShare {
+        path: file.path.clone(),
+        low: file.range.start.clone(),
+        left_bytes: file.bytes / 2,
+        left_cells: 1,
+        right_bytes: file.bytes.div_ceil(2),
+        right_cells: 1,
+    };
+    TabletSplit {
+        server: row.owner().unwrap_or_default(),
+        key: row.key(),
+        procedure,
+        at: Bytes::new(),
+        files: row.files().map(share).collect(),
+        flushed_seq: row.flushed_seq,
+        micros,
+    }
+}
+
+/// Nothing where a reference has nothing; and sometimes nothing where it might have something.
+fn clip_shares(row: &MetaRow, split: &mut TabletSplit, dice: u16) {
+    for (file, share) in row.files().zip(&mut split.files) {
+        let (start, end) = (&file.range.start, &file.range.end);
+        if *start >= split.at || dice % 5 == 0 {
+            (share.left_bytes, share.left_cells) = (0, 0);
+        }
+        if !end.is_empty() && *end <= split.at || dice % 5 == 1 {
+            (share.right_bytes, share.right_cells) = (0, 0);
+        }
+    }
+}
+
+/// The merge that its server reports.
+pub fn merge_of(
+    state: &State,
+    procedure: ProcedureId,
+    (left, right): (TabletKey, TabletKey),
+    step: u64,
+) -> Option<TabletsMerged> {
+    let (left_row, right_row) = (state.row(left.tablet)?, state.row(right.tablet)?);
+    let server = left_row.owner().unwrap_or_default();
+    Some(TabletsMerged {
+        server,
+        left,
+        right,
+        procedure,
+        left_flushed_seq: left_row.flushed_seq,
+        right_flushed_seq: right_row.flushed_seq,
+        memory_file: Some(format!("tables/{}-{step}.mem", server.0).into()),
+        micros: step as i64,
+    })
+}
+
 /// What must hold between the states before and after one command.
 fn check_step(before: &State, command: &Command, reply: &Reply, after: &State) -> Result<(), String> {
     after.check()?;
@@ -458,13 +615,55 @@ fn check_step(before: &State, command: &Command, reply: &Reply, after: &State) -
         check_row(before, command, old, new)
             .map_err(|broken| format!("{}: {broken}: {old:?} -> {new:?}", new.tablet))?;
     }
+    check_references(before, command, after)?;
+    check_reshaped(before, command, reply, after)?;
     for path in after.deletions.entries().values() {
         if !before.is_named(path) && before.deletions.entries().values().all(|queued| queued != path) {
             let is_sorted = matches!(command, Command::RecordSort { path: sorted, .. } if sorted == path);
-            let is_new = matches!(command, Command::CommitFiles(_));
+            let is_new = matches!(command, Command::CommitFiles(_) | Command::TabletsMerged(_));
             if !is_sorted && !is_new {
                 return Err(format!("{path} was let go, but not named before"));
             }
+        }
+    }
+    Ok(())
+}
+
+/// No part of a file that was named before is named anew: what was clipped away stays away.
+fn check_references(before: &State, command: &Command, after: &State) -> Result<(), String> {
+    if matches!(command, Command::CommitFiles(_)) {
+        return Ok(());
+    }
+    for (row, file) in after.meta.rows().flat_map(|row| row.files().map(move |file| (row, file))) {
+        let covers = |old: &&FileRef| old.path == file.path && old.range.covers(&file.range);
+        if !before.meta.rows().flat_map(MetaRow::files).any(|old| covers(&old)) {
+            return Err(format!("{}: the reference {file:?} is wider than any before", row.tablet));
+        }
+    }
+    Ok(())
+}
+
+/// Nothing is split or merged that is not in files, and the results are the owner's to open.
+fn check_reshaped(before: &State, command: &Command, reply: &Reply, after: &State) -> Result<(), String> {
+    let (made, old): (Vec<&MetaRow>, Vec<TabletId>) = match (command, reply) {
+        (Command::TabletSplit(split), Reply::Split(rows)) => (rows.iter().collect(), vec![split.key.tablet]),
+        (Command::TabletsMerged(merged), Reply::Row(row)) => (vec![row], vec![merged.left.tablet, merged.right.tablet]),
+        _ => return Ok(()),
+    };
+    let old: Vec<&MetaRow> = old.iter().filter_map(|tablet| before.row(*tablet)).collect();
+    if old.is_empty() {
+        return if before == after { Ok(()) } else { Err("a repeat changed something".into()) };
+    }
+    for row in &old {
+        let TabletState::Open(server) = row.state else { return Err(format!("{} was not open", row.tablet)) };
+        if row.needed_logs != BTreeSet::from([server]) {
+            return Err(format!("{} needed other logs than its owner's", row.tablet));
+        }
+        if made.iter().any(|new| new.state != TabletState::Opening(server) || new.epoch <= row.epoch) {
+            return Err(format!("what became of {} is not opened by its owner under a higher epoch", row.tablet));
+        }
+        if made.iter().any(|new| new.flushed_seq < row.flushed_seq || new.needed_logs != row.needed_logs) {
+            return Err(format!("what became of {} has other logs or less flushed", row.tablet));
         }
     }
     Ok(())
@@ -514,7 +713,7 @@ fn check_row(before: &State, command: &Command, old: &MetaRow, new: &MetaRow) ->
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     #[test]
-    fn invariants_hold_whatever_is_commanded(dice in prop::collection::vec(any::<Dice>(), 1..160)) {
+    fn invariants_hold_whatever_is_commanded(dice in prop::collection::vec(any::<Dice>(), 1..260)) {
         let mut state = State::new();
         let mut answered: BTreeMap<(ServerId, TabletKey, u64), Reply> = BTreeMap::new();
         let (mut servers, mut tablets) = (BTreeSet::new(), BTreeSet::new());
@@ -542,3 +741,5 @@ proptest! {
         }
     }
 }
+
+mod procedures;

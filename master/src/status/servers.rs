@@ -82,7 +82,7 @@ fn view(state: &State, volatile: &Volatile, tuning: &Tuning, now: Now, server: &
     let is_condemned = volatile.leases.condemned().any(|(condemned, _)| condemned == id);
     let (life, how, died_micros) = match &server.life {
         Life::Live if is_condemned => ("lapsed", None, None),
-        Life::Live if volatile.draining.contains(&id) => ("draining", None, None),
+        Life::Live if volatile.draining.contains(&id) || state.servers.is_draining(id) => ("draining", None, None),
         Life::Live => ("live", None, None),
         Life::Dead { how, noticed_micros } => ("dead", Some(how.clone()), Some(*noticed_micros)),
     };

@@ -29,6 +29,8 @@ use uruk_proto::tablet::tablet_server_control_server::{TabletServerControl, Tabl
 use uruk_proto::tablet::*;
 use uruk_proto::{ErrorCode, RpcError};
 
+mod reshape;
+
 /// Whatever a test waits for must have come by then.
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -42,6 +44,13 @@ pub struct Holds {
     pub open: bool,
     pub flush: bool,
     pub delete_log: bool,
+    /// Orders to split or merge are not taken.
+    pub reshape: bool,
+    /// They are done, but the server does not hear of it.
+    pub reshape_answer: bool,
+    /// They are declined.
+    pub decline: bool,
+    pub set_schema: bool,
 }
 
 /// Logs without content: two pieces each.
@@ -230,6 +239,12 @@ pub struct FakeShared {
     pub opened: Mutex<Vec<(u64, u64)>>,
     pub pinned: Mutex<Vec<String>>,
     pub refused: Mutex<bool>,
+    /// Newest version of each table's schema.
+    pub schemas: Mutex<BTreeMap<u64, u64>>,
+    /// Loads to report, by tablet.
+    pub loads: Mutex<BTreeMap<u64, TabletLoad>>,
+    /// Procedures that it knows.
+    pub begun: Mutex<BTreeSet<u64>>,
 }
 
 struct Control(Arc<FakeShared>);
@@ -268,6 +283,9 @@ impl FakeServer {
             opened: Mutex::default(),
             pinned: Mutex::default(),
             refused: Mutex::default(),
+            schemas: Mutex::default(),
+            loads: Mutex::default(),
+            begun: Mutex::default(),
         });
         let routes = Routes::new(TabletServerControlServer::new(Control(shared.clone())));
         let serving = (env.clone(), tasks.clone());
@@ -299,7 +317,11 @@ impl FakeServer {
 
 async fn renew(shared: Arc<FakeShared>, every: Duration) {
     for report_number in 1.. {
-        let load = ServerLoad { pinned_files: shared.pinned.lock().clone(), ..ServerLoad::default() };
+        let load = ServerLoad {
+            pinned_files: shared.pinned.lock().clone(),
+            tablets: shared.report(),
+            ..ServerLoad::default()
+        };
         let (server_id, load) = (shared.id, Some(load));
         let request = RenewLeaseRequest { server_id, load, report_number, ..Default::default() };
         let answer = shared.env.clock.timeout(Duration::from_secs(1), shared.master.clone().renew_lease(request)).await;
@@ -322,7 +344,7 @@ async fn flush(shared: &Arc<FakeShared>, row: MetaRow) {
     let request = CommitFilesRequest {
         server_id: shared.id,
         tablet: Some(TabletKey { tablet_id: row.tablet_id, epoch: row.epoch }),
-        schema_version: 1,
+        schema_version: shared.schemas.lock().get(&row.table_id).copied().unwrap_or(1),
         command: number,
         flushed_seq: seq,
         memory_file: String::new(),
@@ -340,6 +362,21 @@ async fn flush(shared: &Arc<FakeShared>, row: MetaRow) {
 }
 
 impl FakeShared {
+    /// Whether it hears of the procedure for the first time.
+    fn begin(&self, procedure: u64) -> bool {
+        self.begun.lock().insert(procedure)
+    }
+
+    fn report(&self) -> Vec<TabletLoad> {
+        let loads = self.loads.lock();
+        let load = |row: &MetaRow| TabletLoad {
+            tablet_id: row.tablet_id,
+            epoch: row.epoch,
+            ..loads.get(&row.tablet_id).cloned().unwrap_or_default()
+        };
+        self.rows.lock().values().map(load).collect()
+    }
+
     fn next(&self) -> u64 {
         let mut counter = self.counter.lock();
         *counter += 1;
@@ -376,6 +413,11 @@ impl TabletServerControl for Control {
         }
         for tablet in request.tablets {
             let row = tablet.row.expect("a row");
+            if let Some(schema) = tablet.schema {
+                let mut schemas = self.0.schemas.lock();
+                let known = schemas.entry(schema.table_id).or_insert(0);
+                *known = schema.version.max(*known);
+            }
             for log in row.needed_logs.iter().filter(|log| **log != self.0.id) {
                 // Invariant: a tablet opens only after every log it needs is sealed and sorted.
                 assert!(self.0.logs.sealed.lock().contains(log), "log {log} is not sealed");
@@ -427,25 +469,41 @@ impl TabletServerControl for Control {
         Ok(Response::new(SortSegmentResponse { path, records: 5, bytes: 6 }))
     }
 
-    async fn split_tablet(
-        &self,
-        _: tonic::Request<uruk_proto::tablet::SplitTabletOrder>,
-    ) -> Result<tonic::Response<uruk_proto::tablet::OrderTaken>, tonic::Status> {
-        Err(tonic::Status::unimplemented("split_tablet"))
+    async fn split_tablet(&self, request: Request<SplitTabletOrder>) -> Result<Response<OrderTaken>, Status> {
+        let order = request.into_inner();
+        assert_eq!(order.server_id, self.0.id, "orders name their incarnation");
+        if self.0.holds.lock().reshape {
+            return Err(RpcError::new(ErrorCode::Unavailable, "held up").into());
+        }
+        if self.0.begin(order.procedure) {
+            let shared = self.0.clone();
+            self.0.env.tasks.spawn("fake split", async move { reshape::split(shared, order).await });
+        }
+        Ok(Response::new(OrderTaken {}))
     }
 
-    async fn merge_tablets(
-        &self,
-        _: tonic::Request<uruk_proto::tablet::MergeTabletsOrder>,
-    ) -> Result<tonic::Response<uruk_proto::tablet::OrderTaken>, tonic::Status> {
-        Err(tonic::Status::unimplemented("merge_tablets"))
+    async fn merge_tablets(&self, request: Request<MergeTabletsOrder>) -> Result<Response<OrderTaken>, Status> {
+        let order = request.into_inner();
+        assert_eq!(order.server_id, self.0.id, "orders name their incarnation");
+        if self.0.holds.lock().reshape {
+            return Err(RpcError::new(ErrorCode::Unavailable, "held up").into());
+        }
+        if self.0.begin(order.procedure) {
+            let shared = self.0.clone();
+            self.0.env.tasks.spawn("fake merge", async move { reshape::merge(shared, order).await });
+        }
+        Ok(Response::new(OrderTaken {}))
     }
 
-    async fn set_schema(
-        &self,
-        _: tonic::Request<uruk_proto::tablet::SetSchemaRequest>,
-    ) -> Result<tonic::Response<uruk_proto::tablet::SetSchemaResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("set_schema"))
+    async fn set_schema(&self, request: Request<SetSchemaRequest>) -> Result<Response<SetSchemaResponse>, Status> {
+        if self.0.holds.lock().set_schema {
+            return Err(RpcError::new(ErrorCode::Unavailable, "held up").into());
+        }
+        let schema = request.into_inner().schema.expect("a schema");
+        let mut schemas = self.0.schemas.lock();
+        let known = schemas.entry(schema.table_id).or_insert(0);
+        *known = schema.version.max(*known);
+        Ok(Response::new(SetSchemaResponse {}))
     }
 }
 

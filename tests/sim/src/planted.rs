@@ -75,7 +75,10 @@ fn suited(bug: Planted) -> &'static [Scenario] {
         Planted::FreezeWithoutDrain
         | Planted::SplitWithoutFinalFlush
         | Planted::SplitReplyLostThaws
-        | Planted::ParentCompactionCommits => &[Network, Failover],
+        | Planted::ParentCompactionCommits
+        | Planted::MergeWidensAReference
+        | Planted::ReleaseTakenFromSilence
+        | Planted::TwoProceduresOnOneTablet => &[Network, Failover],
     }
 }
 
