@@ -243,6 +243,8 @@ pub struct FakeShared {
     pub schemas: Mutex<BTreeMap<u64, u64>>,
     /// Loads to report, by tablet.
     pub loads: Mutex<BTreeMap<u64, TabletLoad>>,
+    /// Held while files come and go.
+    pub maintenance: tokio::sync::Mutex<()>,
     /// Procedures that it knows.
     pub begun: Mutex<BTreeSet<u64>>,
 }
@@ -286,6 +288,7 @@ impl FakeServer {
             schemas: Mutex::default(),
             loads: Mutex::default(),
             begun: Mutex::default(),
+            maintenance: tokio::sync::Mutex::default(),
         });
         let routes = Routes::new(TabletServerControlServer::new(Control(shared.clone())));
         let serving = (env.clone(), tasks.clone());
@@ -336,6 +339,9 @@ async fn renew(shared: Arc<FakeShared>, every: Duration) {
 }
 
 async fn flush(shared: &Arc<FakeShared>, row: MetaRow) {
+    let _one_at_a_time = shared.maintenance.lock().await;
+    // As it is now: another flush may have come before, or a split or merge.
+    let Some(row) = shared.rows.lock().get(&row.tablet_id).cloned() else { return };
     let number = shared.next();
     let path = format!("tables/{}/{}-{number}.sst", row.table_id, shared.id);
     shared.objects.put(&path.as_str().into(), "data".into()).await.expect("stored");
