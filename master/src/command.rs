@@ -173,6 +173,9 @@ pub enum Command {
     StartAlter { request: u64, name: String, changes: Vec<FamilyChange>, groups: Vec<LocalityGroup> },
     /// All that the server has of the table goes by this version of the schema.
     ConfirmSchema { server: ServerId, table: TableId, version: u64 },
+    /// What a server commands, with the number of the last report that it gave before: files that the command
+    /// un-names are missing from that report and older ones though the server may read them.
+    Told { server: ServerId, report_number: u64, command: Box<Command> },
 }
 
 /// What the proposer of a command learns.

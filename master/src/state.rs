@@ -230,6 +230,10 @@ impl StateMachine for State {
                 self.deletions.forget(&entries);
                 Ok(Reply::Done)
             }
+            Command::Told { server, report_number, command } => {
+                self.servers.tell(server, report_number);
+                return self.apply(*command);
+            }
         };
         applied.unwrap_or_else(Reply::Refused)
     }

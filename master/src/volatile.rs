@@ -188,7 +188,8 @@ impl Volatile {
     fn note_unnamed(&mut self, state: &State) {
         let entries = state.deletions.entries();
         self.unnamed_at.retain(|entry, _| entries.contains_key(entry));
-        let told = |server: &ServerId| (*server, self.told.get(server).copied());
+        // Also what was committed under earlier leaders: reports from before may arrive only now.
+        let told = |server: &ServerId| (*server, self.told.get(server).copied().max(state.servers.told(*server)));
         let told: Arc<Told> = Arc::new(state.servers.live().iter().map(told).collect());
         for entry in entries.keys() {
             self.unnamed_at.entry(*entry).or_insert_with(|| told.clone());

@@ -292,7 +292,8 @@ impl World {
             }
             "told" => {
                 self.reports.insert(server(1), number(2));
-                self.volatile.tell(server(1), number(2));
+                let nothing = Box::new(Command::ForgetFiles { entries: vec![] });
+                self.apply(Command::Told { server: server(1), report_number: number(2), command: nothing });
             }
             "trimmable" => {
                 self.report(server(1), master::ServerLoad { log_trim_lsn: number(2), ..Default::default() });
@@ -404,6 +405,11 @@ fn files_that_cannot_be_deleted_hold_up_no_others() {
 #[test]
 fn a_tablet_that_is_not_opened_goes_elsewhere() {
     run(include_str!("testdata/opening.txt"));
+}
+
+#[test]
+fn a_new_leader_believes_no_report_that_is_older_than_what_was_committed() {
+    run(include_str!("testdata/late_reports_new_leader.txt"));
 }
 
 #[test]

@@ -146,9 +146,8 @@ impl ControlService {
             add: request.add.into_iter().map(|group| (group.locality_group, files(group.files))).collect(),
             logs_done: request.logs_done.into_iter().map(ServerId).collect(),
         };
-        // Before the files are un-named: older reports know nothing of who reads them.
-        self.0.volatile.lock().tell(commit.server, request.report_number);
-        match self.0.propose(Command::CommitFiles(Box::new(commit))).await? {
+        let (server, command) = (commit.server, Box::new(Command::CommitFiles(Box::new(commit))));
+        match self.0.propose(Command::Told { server, report_number: request.report_number, command }).await? {
             Reply::Row(row) => Ok(*row),
             reply => Err(unexpected(reply)),
         }
@@ -267,9 +266,9 @@ impl MasterControl for ControlService {
         request: Request<TabletReleasedRequest>,
     ) -> Result<Response<TabletReleasedResponse>, Status> {
         let request = request.into_inner();
-        self.0.volatile.lock().tell(ServerId(request.server_id), request.report_number);
-        let command = Command::Release { server: ServerId(request.server_id), key: key(request.tablet)? };
-        self.0.propose(command).await?;
+        let server = ServerId(request.server_id);
+        let command = Box::new(Command::Release { server, key: key(request.tablet)? });
+        self.0.propose(Command::Told { server, report_number: request.report_number, command }).await?;
         Ok(Response::new(TabletReleasedResponse {}))
     }
 

@@ -11,8 +11,8 @@ use uruk_proto::{Epoch, RowRange, SeqNo, ServerId, TableId, TabletId, master};
 use super::procedures::ProcedureId;
 use crate::command::{Reason, Refusal, TabletKey};
 
-/// Commit numbers that a row remembers, to answer repeats. A tablet server has at most a flush and
-/// a few compactions of one tablet under way.
+/// Commit numbers that a row remembers, to answer repeats. A tablet server has one commit of a tablet under
+/// way at a time; those it has given up are late.
 const COMMITS_KEPT: usize = 16;
 
 /// Where a row sorts among all rows: by table, then by first row key.
@@ -103,8 +103,9 @@ pub struct MetaRow {
 pub enum CommitNumber {
     New,
     Repeated,
-    /// So old that nobody remembers whether it was done.
-    Forgotten,
+    /// Smaller than one that was done: a late attempt at what its sender has given up. Its files may be
+    /// deleted, its memory file may lack calls that the newer one has.
+    Late,
 }
 
 impl MetaRow {
@@ -181,10 +182,10 @@ impl MetaRow {
     }
 
     pub fn commit_number(&self, number: u64) -> CommitNumber {
-        match (self.commits.binary_search(&number), self.commits.first()) {
-            (Ok(_), _) => CommitNumber::Repeated,
-            (Err(0), Some(_)) if self.commits.len() == COMMITS_KEPT => CommitNumber::Forgotten,
-            (Err(_), _) => CommitNumber::New,
+        match self.commits.binary_search(&number) {
+            Ok(_) => CommitNumber::Repeated,
+            Err(place) if place < self.commits.len() => CommitNumber::Late,
+            Err(_) => CommitNumber::New,
         }
     }
 
@@ -259,15 +260,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commit_numbers_are_new_repeated_or_forgotten() {
+    fn commit_numbers_are_new_repeated_or_late() {
         let mut row = MetaRow::new(TabletId(1), TableId(1), RowRange::ALL);
         assert_eq!(row.commit_number(5), CommitNumber::New);
-        (10..10 + COMMITS_KEPT as u64).rev().for_each(|n| row.remember_commit(n));
+        (10..10 + COMMITS_KEPT as u64).for_each(|n| row.remember_commit(n));
         assert_eq!(row.commit_number(12), CommitNumber::Repeated);
-        assert_eq!(row.commit_number(9), CommitNumber::Forgotten);
+        assert_eq!(row.commit_number(9), CommitNumber::Late);
         assert_eq!(row.commit_number(90), CommitNumber::New);
         row.remember_commit(90);
-        assert_eq!(row.commit_number(10), CommitNumber::Forgotten);
+        assert_eq!(row.commit_number(10), CommitNumber::Late);
+        assert_eq!(row.commit_number(89), CommitNumber::Late);
         assert_eq!(row.commits.len(), COMMITS_KEPT);
     }
 }

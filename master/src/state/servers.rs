@@ -48,6 +48,8 @@ pub struct Servers {
     dead_nonces_in_order: VecDeque<u64>,
     /// Live ones that are to be left by their tablets.
     draining: BTreeSet<ServerId>,
+    /// The largest report number that each live server has named in a command.
+    told: BTreeMap<ServerId, u64>,
 }
 
 impl Servers {
@@ -71,6 +73,19 @@ impl Servers {
     /// Those that are to be left by their tablets, by command.
     pub fn draining(&self) -> &BTreeSet<ServerId> {
         &self.draining
+    }
+
+    /// The largest report number that a live server has named in a command, if any: older reports do not list
+    /// all files that it reads.
+    pub fn told(&self, server: ServerId) -> Option<u64> {
+        self.told.get(&server).copied()
+    }
+
+    pub(super) fn tell(&mut self, server: ServerId, report_number: u64) {
+        if self.is_live(server) {
+            let told = self.told.entry(server).or_default();
+            *told = report_number.max(*told);
+        }
     }
 
     /// Live ones, and the dead that are remembered.
@@ -100,6 +115,7 @@ impl Servers {
     fn kill(&mut self, id: ServerId, how: String, noticed_micros: i64) {
         self.live.remove(&id);
         self.draining.remove(&id);
+        self.told.remove(&id);
         self.dead.push_back(id);
         self.by_id.get_mut(&id).expect("the caller checked that it lives").life = Life::Dead { how, noticed_micros };
         while self.dead.len() > DEAD_SERVERS_KEPT {

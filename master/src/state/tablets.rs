@@ -117,8 +117,8 @@ impl State {
         let row = self.owned_row(commit.server, commit.key)?;
         match row.commit_number(commit.number) {
             CommitNumber::Repeated => return Ok(Reply::Row(Box::new(row.clone()))),
-            CommitNumber::Forgotten => {
-                let message = format!("command {} of {} is too old", commit.number, commit.server);
+            CommitNumber::Late => {
+                let message = format!("command {} of {} comes after a newer one", commit.number, commit.server);
                 return Err(Refusal::new(Reason::FailedPrecondition, message));
             }
             CommitNumber::New => {}

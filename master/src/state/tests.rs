@@ -304,6 +304,22 @@ fn a_commit_is_refused_unless_all_of_it_is_current() {
 }
 
 #[test]
+fn a_late_first_attempt_of_a_flush_brings_no_older_memory_file_back() {
+    let (mut state, server, keys) = served();
+    let attempt = |number, path: &str, memory: &str| CommitFiles {
+        memory_file: Some(memory.into()),
+        flushed_seq: SeqNo::new(keys[0].epoch, 9).unwrap(),
+        ..flush(server, keys[0], number, path)
+    };
+    // Its answer was lost, and the row did not show it; the next flush had nothing new but a remembered call.
+    let late = attempt(1, "tables/1-1", "tables/1-1.mem");
+    assert!(matches!(commit(&mut state, attempt(2, "tables/1-2", "tables/1-2.mem")), Reply::Row(_)));
+    let before = state.clone();
+    assert_eq!(refused(commit(&mut state, late)), Reason::FailedPrecondition);
+    assert_eq!(state, before);
+}
+
+#[test]
 fn deleting_a_table_waits_for_its_owners_or_their_deaths() {
     let (mut state, server, keys) = served();
     let other = register(&mut state, 2);
