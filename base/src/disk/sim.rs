@@ -43,6 +43,8 @@ const SYNC_TIME_MAX: Duration = Duration::from_micros(500);
 pub struct DiskFaults {
     /// Chance of EIO for each read and map.
     pub read_error_chance: f64,
+    /// This many of the next lists of folders fail with EIO, and with them looks whether a file exists.
+    pub list_errors: u32,
     /// Chance of EIO for each write.
     pub write_error_chance: f64,
     /// Chance that a sync of a file fails and drops what it should have written.

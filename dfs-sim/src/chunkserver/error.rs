@@ -54,6 +54,9 @@ pub(super) enum StoreError {
     Exists(String),
     #[error("{0}")]
     State(String),
+    /// A seal finds fewer bytes than it needs: the replica lost none, it did not get them.
+    #[error("segment {segment} has {held} of {length} bytes")]
+    Behind { segment: u64, held: u64, length: u64 },
     #[error("segment {segment} is fenced by {fence}")]
     Fenced { segment: u64, fence: u64 },
     #[error("{0}")]
@@ -82,7 +85,7 @@ impl StoreError {
             StoreError::Invalid(_) => ErrorCode::InvalidArgument,
             StoreError::NotFound(_) => ErrorCode::NotFound,
             StoreError::Exists(_) => ErrorCode::AlreadyExists,
-            StoreError::State(_) => ErrorCode::FailedPrecondition,
+            StoreError::State(_) | StoreError::Behind { .. } => ErrorCode::FailedPrecondition,
             StoreError::Fenced { .. } => ErrorCode::Fenced,
             StoreError::Full(_) | StoreError::Busy(_) => ErrorCode::Overloaded,
             StoreError::Corrupt { .. } => ErrorCode::Corrupt,

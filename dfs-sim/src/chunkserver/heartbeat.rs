@@ -177,6 +177,7 @@ fn segment_report(id: u64, replica: &Replica) -> SegmentReport {
         // A sealed copy that its own server does not vouch for must not count as a good one.
         damaged: glance.damaged.is_some() || (glance.sealed.is_some() && glance.unvouched.is_some()),
         deleted: false,
+        behind: glance.behind,
     }
 }
 

@@ -116,6 +116,13 @@ async fn finish_segment(core: &Core, finish: FinishSegmentRequest) -> Result<(),
     if let Err(StoreError::State(what) | StoreError::Corrupt { what, .. }) = &result {
         replica.mark_damaged(what);
     }
+    let result = match result {
+        Err(error @ StoreError::Behind { .. }) => {
+            replica.mark_behind(&error.to_string());
+            Ok(())
+        }
+        result => result,
+    };
     // Said again when it was done before: the leader did not hear of it.
     core.host.changes.segment(finish.segment_id);
     result

@@ -120,6 +120,8 @@ pub(super) struct Glance {
     pub(super) sealed: Option<Arc<SealedMeta>>,
     /// The content is known to be bad.
     pub(super) damaged: Option<String>,
+    /// What is bad is only that the end of what was sealed is missing.
+    pub(super) behind: bool,
     /// Why it may not answer for its content; damage included.
     pub(super) unvouched: Option<String>,
 }
@@ -387,13 +389,30 @@ impl Replica {
 
     /// Remembers and reports that the content is bad; it no longer counts as anybody's answer.
     pub(super) fn mark_damaged(&self, what: &str) {
-        let mut glance = self.glance.lock();
-        if glance.damaged.is_none() {
+        if self.replace_for(what, false) {
             tracing::error!(segment = self.id, what, "a replica is damaged");
+        }
+    }
+
+    /// Remembers and reports that the end of what was sealed is missing: no seal can finish it. To be
+    /// expected of a replica that was away or slow.
+    pub(super) fn mark_behind(&self, what: &str) {
+        if self.replace_for(what, true) {
+            tracing::info!(segment = self.id, what, "a replica is behind; it will be replaced from another server");
+        }
+    }
+
+    /// Whether it is news.
+    fn replace_for(&self, what: &str, behind: bool) -> bool {
+        let mut glance = self.glance.lock();
+        let is_news = glance.damaged.is_none();
+        if is_news {
+            glance.behind = behind;
             glance.damaged = Some(what.to_owned());
             glance.unvouched.get_or_insert_with(|| what.to_owned());
             self.maps.remove(FileId::Segment(self.id));
             self.host.changes.segment(self.id);
         }
+        is_news
     }
 }

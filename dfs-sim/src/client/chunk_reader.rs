@@ -44,6 +44,9 @@ pub enum Located {
 #[async_trait]
 pub trait Locate: Send + Sync {
     async fn locate(&self) -> Result<Located, CallError>;
+
+    /// The replica at this address failed: whoever remembers it should ask again.
+    fn failed_at(&self, _address: &str) {}
 }
 
 /// Why a read ended without all of its bytes.
@@ -180,6 +183,7 @@ impl ChunkReader {
             ErrorCode::NotFound | ErrorCode::FailedPrecondition => {}
             _ => self.shared.suspects.add(&address),
         }
+        self.locate.failed_at(&address);
         self.last_error = Some((address, error));
     }
 

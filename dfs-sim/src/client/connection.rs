@@ -8,6 +8,7 @@ use tonic::transport::Channel;
 use uruk_base::Env;
 use uruk_base::metrics::Counter;
 use uruk_base::rpc::{Channels, MESSAGE_BYTES_MAX};
+use uruk_proto::ErrorCode;
 use uruk_proto::dfs::chunk_server_client::ChunkServerClient;
 use uruk_proto::dfs::{FileInfo, GetFileRequest, HealthRequest, HealthResponse};
 
@@ -151,17 +152,28 @@ impl Shared {
 
     /// A file's chunks and locations, asked from the controller and then remembered.
     pub async fn fetch_file(&self, path: &str) -> Result<Arc<FileInfo>, CallError> {
-        let answer = self
-            .controllers
+        let file = Arc::new(self.ask_file(path).await.inspect_err(|_| self.files.remove(path))?);
+        self.files.insert(file.clone());
+        Ok(file)
+    }
+
+    /// Asks anew for what is remembered of a file; what is remembered stays when nobody answers.
+    pub async fn refresh_file(&self, path: &str) -> Result<(), CallError> {
+        match self.ask_file(path).await {
+            Ok(file) => self.files.insert(Arc::new(file)),
+            Err(error) if error.code() == ErrorCode::NotFound => self.files.remove(path),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn ask_file(&self, path: &str) -> Result<FileInfo, CallError> {
+        self.controllers
             .call("get file", |mut controller| {
                 let request = GetFileRequest { path: path.to_owned() };
                 async move { controller.get_file(request).await }
             })
             .await
-            .inspect_err(|_| self.files.remove(path))?;
-        let file = Arc::new(answer);
-        self.files.insert(file.clone());
-        Ok(file)
     }
 
     /// A file's chunks and locations, remembered or asked.

@@ -49,6 +49,21 @@ impl FileCache {
         generations.old.remove(path);
     }
 
+    /// Forgets that the chunk is at this address; tells whether that was remembered.
+    pub fn forget_address(&self, path: &str, chunk_id: u64, address: &str) -> bool {
+        let mut generations = self.generations.lock();
+        let Generations { young, old } = &mut *generations;
+        let Some(file) = young.get_mut(path).or_else(|| old.get_mut(path)) else { return false };
+        let place = |file: &FileInfo| {
+            let chunk = file.chunks.iter().position(|chunk| chunk.chunk_id == chunk_id)?;
+            let place = file.chunks[chunk].addresses.iter().position(|known| known == address)?;
+            Some((chunk, place))
+        };
+        let Some((chunk, place)) = place(file) else { return false };
+        Arc::make_mut(file).chunks[chunk].addresses.remove(place);
+        true
+    }
+
     fn insert_young(&self, generations: &mut Generations, path: String, file: Arc<FileInfo>) {
         if generations.young.len() >= self.generation_max {
             generations.old = std::mem::take(&mut generations.young);
@@ -59,6 +74,8 @@ impl FileCache {
 
 #[cfg(test)]
 mod tests {
+    use uruk_proto::dfs::ChunkInfo;
+
     use super::*;
 
     fn file(path: &str) -> Arc<FileInfo> {
@@ -75,6 +92,19 @@ mod tests {
         }
         let held = (0..100).filter(|i| cache.get(&format!("file-{i}")).is_some()).count();
         assert!(held <= 8, "{held}");
+    }
+
+    #[test]
+    fn an_address_is_forgotten_once_and_for_its_chunk_alone() {
+        let cache = FileCache::new(2);
+        let chunk =
+            |chunk_id| ChunkInfo { chunk_id, addresses: vec!["a:1".into(), "b:1".into()], ..ChunkInfo::default() };
+        cache.insert(Arc::new(FileInfo { path: "f".into(), chunks: vec![chunk(1), chunk(2)], ..FileInfo::default() }));
+        assert!(cache.forget_address("f", 2, "a:1"));
+        assert!(!cache.forget_address("f", 2, "a:1") && !cache.forget_address("g", 2, "a:1"));
+        let file = cache.get("f").expect("remembered");
+        assert_eq!(file.chunks.iter().map(|chunk| chunk.addresses.len()).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(file.chunks[1].addresses, ["b:1"]);
     }
 
     #[test]

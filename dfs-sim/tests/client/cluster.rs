@@ -167,6 +167,13 @@ impl Cluster {
         DfsClient::new(&self.client_env, config).unwrap()
     }
 
+    /// How often this cluster's clients went on with another replica.
+    pub fn read_failovers(&self) -> u64 {
+        let text = self.client_env.metrics.encode();
+        let lines = text.lines().filter_map(|line| line.strip_prefix("uruk_dfs_sim_client_read_failovers_total "));
+        lines.map(|count| count.trim().parse::<u64>().unwrap()).sum()
+    }
+
     pub fn logs(&self) -> DfsCommitLogs {
         self.client().commit_logs()
     }

@@ -93,6 +93,44 @@ async fn known_files_are_read_without_the_controller() {
 }
 
 #[tokio::test]
+async fn a_replica_that_has_moved_away_is_asked_once() {
+    let mut cluster = Cluster::start(5).await;
+    let store = cluster.client().object_store();
+    let paths: Vec<Path> = (0..6).map(|n| Path::from(format!("moved/{n}"))).collect();
+    for path in &paths {
+        store.put(path, content(10_000).into()).await.unwrap();
+        store.get(path).await.unwrap().bytes().await.unwrap();
+    }
+    // Two servers are replaced by empty ones; the client remembers what they had.
+    for index in 0..2 {
+        cluster.stop_server(index).await;
+    }
+    cluster.wait_for_live(3).await;
+    eventually("all is copied to the others", || async {
+        let health = cluster.client().health().await.unwrap();
+        health.copies_known && health.under_replicated == 0 && health.copies_in_flight == 0
+    })
+    .await;
+    for index in 0..2 {
+        cluster.lose_chunks(index);
+        cluster.start_server(index).await;
+    }
+    cluster.wait_for_live(5).await;
+    let before = cluster.read_failovers();
+    let read_all = || async {
+        for path in &paths {
+            store.get(path).await.unwrap().bytes().await.unwrap();
+        }
+    };
+    for _ in 0..20 {
+        read_all().await;
+    }
+    let failovers = cluster.read_failovers() - before;
+    assert!(failovers > 0, "no read went to a replica that was not there");
+    assert!(failovers <= 2 * paths.len() as u64, "{failovers} reads of replicas that are not there");
+}
+
+#[tokio::test]
 async fn of_many_racing_creators_exactly_one_wins() {
     let cluster = Cluster::start(3).await;
     let path = Path::from("race");

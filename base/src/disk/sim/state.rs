@@ -153,7 +153,11 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+    pub(super) fn list(&mut self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        if self.faults.list_errors > 0 {
+            self.faults.list_errors -= 1;
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         if !self.dirs.contains(dir) {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }

@@ -229,7 +229,7 @@ async fn a_crash_frees_locks_and_kills_handles() {
 
 #[tokio::test(start_paused = true)]
 async fn names_behave_as_in_a_file_system() {
-    let (_, disk) = new_disk(1).await;
+    let (sim, disk) = new_disk(1).await;
     write_synced(&disk, "a", b"1").await;
     disk.create_dir_all(&path("sub/deep")).await.expect("creates");
     disk.rename(&path("a"), &path("sub/b")).await.expect("renames");
@@ -241,6 +241,8 @@ async fn names_behave_as_in_a_file_system() {
     assert_eq!(no_folder.kind(), io::ErrorKind::NotFound);
     disk.remove_dir_all(&path("sub")).await.expect("removes");
     assert!(!disk.exists(&path("sub/b")).await.unwrap());
+    sim.faults(|f| f.list_errors = 1);
+    assert!(disk.exists(&path("sub")).await.is_err(), "an error is no answer");
     assert!(disk.list(&path("sub")).await.is_err());
 }
 

@@ -211,7 +211,7 @@ impl Replica {
             return Err(StoreError::Corrupt { file: self.log_path(), offset: DATA_OFFSET + length, what });
         }
         if length > held {
-            return Err(StoreError::State(format!("segment {} has {held} of {length} bytes", self.id)));
+            return Err(StoreError::Behind { segment: self.id, held, length });
         }
         let cut;
         let sums = if length == held {
@@ -280,7 +280,7 @@ impl Replica {
         self.length.send_replace(length);
         self.acked.send_replace(length);
         let mut glance = self.glance.lock();
-        (glance.damaged, glance.unvouched) = (None, None);
+        (glance.damaged, glance.behind, glance.unvouched) = (None, false, None);
         Ok(())
     }
 

@@ -409,7 +409,7 @@ async fn a_seal_that_does_not_fit_changes_nothing() {
     replica.hear_committed(336).expect("plausible");
     let crc = crc32fast::hash(&all);
     assert!(matches!(replica.finish(560, crc ^ 1).await, Err(StoreError::State(_))));
-    assert!(matches!(replica.finish(561, crc).await, Err(StoreError::State(_))));
+    assert!(matches!(replica.finish(561, crc).await, Err(StoreError::Behind { held: 560, length: 561, .. })));
     let cut = replica.finish(224, crc32fast::hash(&all[..224])).await.expect_err("cuts committed bytes");
     assert!(matches!(cut, StoreError::Corrupt { .. }), "{cut}");
     append(&replica, 560, &frame(560, b"still open")).await;

@@ -88,14 +88,14 @@ async fn orders_to_finish_and_delete_are_carried_out_and_reported() {
 }
 
 #[tokio::test]
-async fn a_replica_that_does_not_fit_the_seal_is_reported_as_damaged_and_replaced() {
+async fn a_replica_that_lacks_the_end_of_what_was_sealed_is_reported_as_behind_and_replaced() {
     let (good, short) = (Rig::start(4).await, Rig::start(5).await);
     let all = filled(&good, 9, 5).await;
     filled(&short, 9, 3).await;
     let finish = FinishSegmentRequest { segment_id: 9, length: all.len() as u64, crc: crc32fast::hash(&all) };
     good.client.clone().finish_segment(finish).await.expect("finishes");
     short.controller.order(answer(|a| a.finish.push(finish)));
-    short.until_reported("damaged", |h| h.segments.iter().any(|s| s.segment_id == 9 && s.damaged)).await;
+    short.until_reported("damaged", |h| h.segments.iter().any(|s| s.segment_id == 9 && s.damaged && s.behind)).await;
     short.controller.order(answer(|a| a.copies.push(copy_order(9, true, &all, &good.address))));
     short.until_reported("replaced", |h| h.segments.iter().any(|s| s.segment_id == 9 && s.sealed && !s.damaged)).await;
     assert_eq!(short.read(segment_read(9, all.len() as u64, 0)).await.expect("reads"), all);

@@ -189,6 +189,19 @@ impl Locate for FileLocate {
             Err(error) => Err(error),
         }
     }
+
+    fn failed_at(&self, address: &str) {
+        if !self.shared.files.forget_address(&self.path, self.chunk_id, address) {
+            return;
+        }
+        // In the background: the other replicas serve meanwhile, also while the controller is away.
+        let (shared, path) = (self.shared.clone(), self.path.clone());
+        self.shared.env.tasks.spawn("refresh a file's locations", async move {
+            if let Err(error) = shared.refresh_file(&path).await {
+                tracing::debug!(path, %error, "cannot refresh a file's locations");
+            }
+        });
+    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,10 @@ pub struct PieceReport {
     pub bytes: u64,
     /// It will not grow. Always for chunks.
     pub sealed: bool,
-    /// It failed its checksum.
+    /// It failed its checksum, or is behind.
     pub damaged: bool,
+    /// It lacks the end of what was sealed; what it has is sound.
+    pub behind: bool,
     /// It is no longer there.
     pub deleted: bool,
 }
@@ -108,13 +110,17 @@ impl Fleet {
     }
 
     fn take_piece(&mut self, now: Moment, server: ChunkServerId, full: bool, report: &PieceReport) {
-        let PieceReport { piece, bytes, sealed, damaged, .. } = *report;
+        let PieceReport { piece, bytes, sealed, damaged, behind, .. } = *report;
         let old = self.pieces.get(&piece).and_then(|p| p.copies.get(&server)).map(|c| c.content);
         let was_damaged = matches!(old, Some(Content::Held { damaged: true, .. }));
         self.put_copy(now, piece, server, Content::Held { bytes, sealed, damaged });
-        if damaged && !was_damaged {
-            self.damaged_found += 1;
-            tracing::warn!(%server, %piece, bytes, "a copy is damaged");
+        match damaged && !was_damaged {
+            true if behind => tracing::info!(%server, %piece, bytes, "a copy is behind; it is replaced"),
+            true => {
+                self.damaged_found += 1;
+                tracing::warn!(%server, %piece, bytes, "a copy is damaged");
+            }
+            false => {}
         }
         // An open segment that grows concerns nobody.
         let only_grew = matches!(old, Some(Content::Held { sealed: false, damaged: false, .. })) && !sealed && !damaged;

@@ -142,7 +142,7 @@ fn report() -> Report {
 }
 
 fn good(piece: PieceId) -> PieceReport {
-    PieceReport { piece, bytes: BYTES, sealed: true, damaged: false, deleted: false }
+    PieceReport { piece, bytes: BYTES, sealed: true, damaged: false, behind: false, deleted: false }
 }
 
 fn damaged(piece: PieceId) -> PieceReport {
@@ -224,6 +224,17 @@ fn a_damaged_copy_is_replaced_in_place_by_a_good_one() {
     store.report(3, change(good(piece)));
     store.pass(1, &[]);
     assert_eq!(store.fleet.copy_health(), CopyHealth { damaged_found: 1, repaired: 1, ..CopyHealth::default() });
+}
+
+#[test]
+fn a_copy_that_is_behind_is_replaced_and_counts_as_no_damage() {
+    let mut store = Store::new(4);
+    let piece = store.file("f");
+    store.report_all(&[(1, good(piece)), (2, good(piece)), (3, good(piece))]);
+    store.pass(12, &[]);
+    store.report(3, change(PieceReport { behind: true, damaged: true, ..unsealed(piece, 1) }));
+    assert_eq!(store.pass(2, &[]).keys().copied().collect::<Vec<_>>(), [3]);
+    assert_eq!(store.fleet.copy_health().damaged_found, 0);
 }
 
 #[test]

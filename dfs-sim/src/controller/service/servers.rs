@@ -93,6 +93,7 @@ fn report(request: ChunkServerHeartbeatRequest) -> Report {
         bytes: r.bytes,
         sealed: true,
         damaged: r.damaged,
+        behind: false,
         deleted: r.deleted,
     });
     let segments = request.segments.iter().map(|r| PieceReport {
@@ -100,6 +101,7 @@ fn report(request: ChunkServerHeartbeatRequest) -> Report {
         bytes: r.length,
         sealed: r.sealed,
         damaged: r.damaged,
+        behind: r.behind,
         deleted: r.deleted,
     });
     Report {

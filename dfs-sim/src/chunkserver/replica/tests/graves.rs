@@ -1,6 +1,8 @@
 //! Deleted segments stay deleted, whatever fails on the way.
 
 use super::*;
+use crate::chunkserver::map_cache::MapCache;
+use crate::chunkserver::segment_store::SegmentStore;
 
 #[tokio::test(start_paused = true)]
 async fn a_grave_is_durable_before_it_is_believed() {
@@ -32,6 +34,20 @@ async fn a_grave_that_could_not_be_written_is_written_by_the_next_order() {
     let process = machine.start().await;
     let open = OpenAppend { log_id: LOG, mode: Mode::Fsync, create: true };
     process.segments.open_for_append(SEGMENT, open).await.expect_err("never again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_cannot_look_for_graves_forgets_none() {
+    let (machine, process, replica) = start(1, Mode::Fsync).await;
+    filled(&replica, 2).await;
+    process.segments.delete(&[SEGMENT]).await.expect("deletes");
+    process.crash(&machine, true).await;
+    let process = machine.start().await;
+    let open = || SegmentStore::open(process.host.clone(), Arc::new(MapCache::new(4)));
+    machine.disk.faults(|f| f.list_errors = 1);
+    assert!(open().await.is_err(), "it takes the file for absent");
+    let again = open().await.expect("opens");
+    again.get_or_absent(SEGMENT).expect_err("never again");
 }
 
 #[tokio::test(start_paused = true)]
