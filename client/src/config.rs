@@ -16,6 +16,9 @@ pub struct ClientConfig {
     pub admin_deadline_ms: u64,
     /// A single attempt at a tablet server is given up after this.
     pub attempt_deadline_ms: u64,
+    /// Large writes get more time: as much as they take at this many bytes a second, for the call as well as
+    /// for each attempt.
+    pub write_bytes_per_s_min: u64,
     /// A single attempt at a master is given up after this (admin calls that wait are exempt).
     pub master_attempt_deadline_ms: u64,
     /// While an attempt is unanswered, the client looks this often whether the tablet has another
@@ -61,6 +64,7 @@ impl Default for ClientConfig {
             call_deadline_ms: 30_000,
             admin_deadline_ms: 120_000,
             attempt_deadline_ms: 10_000,
+            write_bytes_per_s_min: 4 << 20,
             master_attempt_deadline_ms: 1_000,
             slow_check_ms: 250,
             retry_first_ms: 2,
@@ -90,6 +94,7 @@ impl ClientConfig {
             ("call_deadline_ms", self.call_deadline_ms),
             ("admin_deadline_ms", self.admin_deadline_ms),
             ("attempt_deadline_ms", self.attempt_deadline_ms),
+            ("write_bytes_per_s_min", self.write_bytes_per_s_min),
             ("master_attempt_deadline_ms", self.master_attempt_deadline_ms),
             ("slow_check_ms", self.slow_check_ms),
             ("retry_first_ms", self.retry_first_ms),
@@ -140,6 +145,11 @@ impl ClientConfig {
         Duration::from_millis(self.attempt_deadline_ms)
     }
 
+    /// What a request of this many bytes gets on top of every deadline.
+    pub(crate) fn transfer_time(&self, bytes: usize) -> Duration {
+        Duration::from_millis(bytes as u64 * 1000 / self.write_bytes_per_s_min)
+    }
+
     pub(crate) fn master_attempt_deadline(&self) -> Duration {
         Duration::from_millis(self.master_attempt_deadline_ms)
     }
@@ -160,6 +170,13 @@ mod tests {
     #[test]
     fn defaults_are_valid() {
         ClientConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn the_largest_row_gets_half_a_minute_more_and_a_small_one_nothing() {
+        let config = ClientConfig::default();
+        let time = |bytes| config.transfer_time(bytes).as_millis();
+        assert_eq!((time(uruk_proto::limits::ROW_WRITE_BYTES_MAX), time(1_000)), (30_000, 0));
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Table {
                 Ok((batches, row, schema))
             })
         };
-        let (batches, row, schema) = self.call(&key, Effect::Read, request).await?;
+        let (batches, row, schema) = self.call(&key, Effect::Read, 0, request).await?;
         let Some(mut row) = join(&row, batches)? else { return Ok(None) };
         row.key = key;
         let schema = self.naming(schema, std::slice::from_ref(&row)).await?;

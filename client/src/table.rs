@@ -152,6 +152,18 @@ impl Table {
         Attempts::new(effect, self.core.env.clock.now(), self.deadline)
     }
 
+    /// Of a call with a request of so many bytes.
+    pub(crate) fn attempts_at(&self, effect: Effect, bytes: usize) -> Attempts {
+        let deadline = self.deadline + self.core.config.transfer_time(bytes);
+        Attempts::new(effect, self.core.env.clock.now(), deadline)
+    }
+
+    /// Of an attempt with a request of so many bytes, when so much time is left to the call.
+    pub(crate) fn deadlines(&self, left: Duration, bytes: usize) -> Deadlines {
+        let config = &self.core.config;
+        Deadlines { call: left, attempt: config.attempt_deadline() + config.transfer_time(bytes) }
+    }
+
     /// What `build` makes of the schema: names become ids. A family that is not in it may be new, so
     /// the schema is fetched again before that is an error.
     pub(crate) async fn with_schema<T>(
@@ -191,18 +203,19 @@ impl Table {
         Salt::of(&self.resolved().schema)
     }
 
-    /// Calls the tablet that holds the row of this key until it answers. `request` is made anew for each
-    /// attempt.
+    /// Calls the tablet that holds the row of this key until it answers. `request`, of about so many bytes, is
+    /// made anew for each attempt.
     pub(crate) async fn call<T, F>(
         &self,
         key: &Bytes,
         effect: Effect,
+        bytes: usize,
         request: impl Fn(Target) -> Result<F>,
     ) -> Result<T>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let mut attempts = self.attempts(effect);
+        let mut attempts = self.attempts_at(effect, bytes);
         let mut wanted = Wanted::default();
         loop {
             let resolved = self.resolved();
@@ -212,7 +225,8 @@ impl Table {
                 Err(failure) => (None, failure?),
                 Ok(location) => {
                     let make = |target| request(target).map_err(|error| attempts.ends_with(error));
-                    match self.attempt(&resolved, &location, &row, attempts.left(self.now()), make).await? {
+                    let deadlines = self.deadlines(attempts.left(self.now()), bytes);
+                    match self.attempt(&resolved, &location, &row, deadlines, make).await? {
                         Ok(answer) => return Ok(answer),
                         Err(failure) => (Some(location), failure),
                     }
@@ -228,14 +242,14 @@ impl Table {
         resolved: &Resolved,
         location: &Location,
         row: &Bytes,
-        left: Duration,
+        deadlines: Deadlines,
         request: impl FnOnce(Target) -> Result<F>,
     ) -> Result<Result<T, Failure>>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let server = location.server.as_ref().expect("attempts go to served tablets");
-        let Ok(permit) = self.core.env.clock.timeout(left, server.calls.acquire()).await else {
+        let Ok(permit) = self.core.env.clock.timeout(deadlines.call, server.calls.acquire()).await else {
             let message = format!("too many calls wait for the tablet server at {}", server.address());
             return Ok(Err(Failure::answered(ErrorCode::Overloaded, message)));
         };
@@ -243,7 +257,7 @@ impl Table {
         let (number, client) = server.client();
         let tablet = TabletRef { tablet_id: location.tablet.0, schema_version: resolved.schema.version };
         let call = request(Target { client, tablet, schema: resolved.schema.clone(), row: row.clone() })?;
-        let result = self.answer(resolved, location, row, left, call).await;
+        let result = self.answer(resolved, location, row, deadlines, call).await;
         if let Err(failure) = &result
             && failure.origin == Origin::Silent
         {
@@ -259,12 +273,12 @@ impl Table {
         resolved: &Resolved,
         location: &Location,
         row: &[u8],
-        left: Duration,
+        deadlines: Deadlines,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Failure> {
         let (clock, config) = (&self.core.env.clock, &self.core.config);
         let mut call = pin!(call);
-        let give_up = clock.now() + left.min(config.attempt_deadline());
+        let give_up = clock.now() + deadlines.call.min(deadlines.attempt);
         loop {
             let patience = config.slow_check().min(give_up.saturating_since(clock.now()));
             if let Ok(result) = clock.timeout(patience, call.as_mut()).await {

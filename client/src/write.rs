@@ -71,7 +71,7 @@ impl Table {
                 }
             })
         };
-        self.call(&key, Effect::Write, request).await
+        self.call(&key, Effect::Write, packed.len(), request).await
     }
 
     /// Changes many rows, each atomically and on its own, in no particular order; the results stand
@@ -140,7 +140,7 @@ impl Table {
             };
             Ok(async move { Ok(client.check_and_mutate(request).await?.into_inner().matched) })
         };
-        self.call(&key, Effect::Write, request).await
+        self.call(&key, Effect::Write, if_matched.len() + otherwise.len(), request).await
     }
 
     /// Reads a row's columns and writes new cells made of them, at one moment. Returns the new cells.
@@ -169,7 +169,7 @@ impl Table {
             };
             Ok(async move { Ok((client.read_modify_write(request).await?.into_inner().batch, row, schema)) })
         };
-        let (batch, row, schema) = self.call(&key, Effect::Write, request).await?;
+        let (batch, row, schema) = self.call(&key, Effect::Write, 0, request).await?;
         // Done, but the answer makes no sense.
         let bad = |error: Error| error.with_outcome(Outcome::Unknown);
         let row = join(&row, vec![batch]).map_err(bad)?;
@@ -260,12 +260,16 @@ impl Batch<'_> {
         groups
     }
 
+    fn bytes(&self, rows: &Range<usize>) -> usize {
+        self.entries[rows.clone()].iter().map(Entry::bytes).sum()
+    }
+
     /// Writes the rows of `group` until each is done or has failed for good.
     async fn write(&self, group: Range<usize>) -> (Range<usize>, Vec<Result<()>>) {
         let mut results: Vec<Result<()>> = group.clone().map(|_| Ok(())).collect();
         let mut pending: Vec<usize> = group.clone().collect();
         let mut unknown: BTreeSet<usize> = BTreeSet::new();
-        let mut attempts = self.table.attempts(Effect::Write);
+        let mut attempts = self.table.attempts_at(Effect::Write, self.bytes(&group));
         let mut wanted = Wanted::default();
         while !pending.is_empty() {
             let resolved = self.table.resolved();
@@ -339,7 +343,7 @@ impl Batch<'_> {
         run: Range<usize>,
         attempts: &Attempts,
     ) -> RunResult {
-        let left = attempts.left(self.table.now());
+        let deadlines = self.table.deadlines(attempts.left(self.table.now()), self.bytes(&run));
         let request = |Target { mut client, tablet, schema, .. }: Target| {
             Salt::of(self.packed_for).check(&schema)?;
             let mut entries = Vec::with_capacity(run.len());
@@ -352,7 +356,7 @@ impl Batch<'_> {
             Ok(async move { Ok(client.mutate_rows(request).await?.into_inner().errors) })
         };
         let first_row = &self.entries[run.start].row;
-        let result = match self.table.attempt(resolved, &location, first_row, left, request).await {
+        let result = match self.table.attempt(resolved, &location, first_row, deadlines, request).await {
             Ok(Ok(errors)) => rows_of(errors, &run),
             Ok(Err(failure)) => Err(failure),
             Err(error) => Err(Failure::answered(error.code(), error.to_string())),

@@ -90,7 +90,8 @@ impl Piece {
             let near = self.progress.near_key();
             let left = self.left();
             let message = open.responses.message();
-            match self.table.answer(&open.resolved, &open.location, &near, left, message).await {
+            match self.table.answer(&open.resolved, &open.location, &near, self.table.deadlines(left, 0), message).await
+            {
                 Ok(Some(response)) => {
                     let now = self.table.now();
                     let rows = self.progress.take(response)?;
@@ -136,7 +137,8 @@ impl Piece {
         let request = self.request(&resolved, &location, rest).map_err(|error| attempts.ends_with(error))?;
         let mut rpc = (*client).clone();
         let left = attempts.left(self.table.now());
-        let answer = self.table.answer(&resolved, &location, &near, left, rpc.read(request)).await;
+        let answer =
+            self.table.answer(&resolved, &location, &near, self.table.deadlines(left, 0), rpc.read(request)).await;
         match answer {
             Ok(answer) => Ok(Some(Open { responses: answer.into_inner(), location, resolved, client })),
             Err(failure) => {
