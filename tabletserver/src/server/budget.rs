@@ -1,4 +1,5 @@
-//! The server's budgets: bytes of memtables, and bytes of the own log that are not flushed.
+//! The server's budgets: bytes of memtables, bytes of remembered calls, and bytes of the own log that are not
+//! flushed.
 //!
 //! Over the soft limit the flusher is woken; at the hard one writes are refused, with a delay for
 //! their retry. Nothing ever waits here.
@@ -13,16 +14,19 @@ use uruk_proto::RpcError;
 use super::commit_log::CommitLog;
 use super::config::TabletServerConfig;
 
-/// Both budgets of a server.
+/// The budgets of a server.
 #[derive(Debug)]
 pub struct Budget {
     memtable_soft: u64,
     memtable_hard: u64,
+    remembered_max: u64,
     log_max: u64,
     retry_ms: u64,
     log: Arc<CommitLog>,
     /// Measured now and then, and counted up in between.
     memtable: AtomicU64,
+    /// The same of calls and their results.
+    remembered: AtomicU64,
     /// The own log is not needed before this position.
     trim_point: AtomicU64,
     /// Wakes the flusher.
@@ -35,10 +39,12 @@ impl Budget {
         Budget {
             memtable_soft: config.memtable_bytes_soft,
             memtable_hard: config.memtable_bytes_hard,
+            remembered_max: config.remembered_server_bytes_max as u64,
             log_max: config.unflushed_log_bytes_max,
             retry_ms: config.overload_retry_ms,
             log,
             memtable: AtomicU64::new(0),
+            remembered: AtomicU64::new(0),
             trim_point: AtomicU64::new(0),
             wake_flusher: Notify::new(),
         }
@@ -65,9 +71,25 @@ impl Budget {
         }
     }
 
-    /// Corrects the count by a measurement.
-    pub fn measured(&self, memtable_bytes: u64, trim_point: Lsn) {
+    /// Whether calls and results of so many bytes more can be remembered.
+    pub fn has_room_to_remember(&self, bytes: usize) -> bool {
+        self.remembered_bytes() + bytes as u64 <= self.remembered_max
+    }
+
+    /// Counts a call that is remembered from now on.
+    pub fn remembers(&self, bytes: usize) {
+        self.remembered.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes of all remembered calls and their results.
+    pub fn remembered_bytes(&self) -> u64 {
+        self.remembered.load(Ordering::Relaxed)
+    }
+
+    /// Corrects the counts by a measurement.
+    pub fn measured(&self, memtable_bytes: u64, remembered_bytes: u64, trim_point: Lsn) {
         self.memtable.store(memtable_bytes, Ordering::Relaxed);
+        self.remembered.store(remembered_bytes, Ordering::Relaxed);
         self.trim_point.fetch_max(trim_point.0, Ordering::Relaxed);
     }
 

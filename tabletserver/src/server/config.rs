@@ -51,6 +51,8 @@ pub struct TabletServerConfig {
     pub retention_ms: u64,
     /// Bytes of results that a tablet remembers; calls whose results would go beyond it are refused.
     pub remembered_bytes_max: usize,
+    /// Bytes of calls and their results that all tablets together remember; beyond them calls are refused.
+    pub remembered_server_bytes_max: usize,
     /// Callers of an overloaded server are asked to wait this long.
     pub overload_retry_ms: u64,
     /// Tablets that are opened at the same time.
@@ -93,6 +95,7 @@ impl Default for TabletServerConfig {
             log_queue_bytes_max: 128 << 20,
             retention_ms: 600_000,
             remembered_bytes_max: RESULT_BYTES_MAX,
+            remembered_server_bytes_max: 128 << 20,
             overload_retry_ms: 50,
             opens_max: 8,
             replays_max: 2,
@@ -146,6 +149,11 @@ impl TabletServerConfig {
                 self.remembered_bytes_max >= RESULT_BYTES_MAX,
                 "remembered_bytes_max",
                 "is below 16 MiB, the largest result",
+            ),
+            (
+                self.remembered_server_bytes_max >= self.remembered_bytes_max,
+                "remembered_server_bytes_max",
+                "is below remembered_bytes_max",
             ),
             (self.opens_max > 0, "opens_max", "is 0"),
             (self.replays_max > 0, "replays_max", "is 0"),

@@ -251,16 +251,17 @@ impl Server {
         self.env.clock.since(*self.last_opened.lock())
     }
 
-    /// Measures memtables and the log's trim point.
+    /// Measures memtables, remembered calls and the log's trim point.
     pub fn measure(&self) {
         // First how far everything is applied: what is applied later starts behind it.
         let mut trim_point = self.log.applied();
-        let mut memtable_bytes = 0;
+        let (mut memtable_bytes, mut remembered_bytes) = (0, 0);
         for tablet in self.tablets.loaded() {
             memtable_bytes += tablet.store.memtable_bytes();
+            remembered_bytes += tablet.with_gate(|gate| gate.memory.bytes()) as u64;
             trim_point = trim_point.min(tablet.needs_log_from().unwrap_or(trim_point));
         }
-        self.budget.measured(memtable_bytes, trim_point);
+        self.budget.measured(memtable_bytes, remembered_bytes, trim_point);
     }
 
     /// Lets the log's store forget what is flushed and committed.

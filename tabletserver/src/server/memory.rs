@@ -27,6 +27,9 @@ const VERSION: u8 = 1;
 /// Most runs remembered by one tablet; beyond it calls are refused until some are settled.
 pub const RUNS_MAX: usize = 200_000;
 
+/// About what a run takes, its result apart.
+pub const RUN_BYTES: usize = 128;
+
 /// Why a call is not looked at.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -93,6 +96,11 @@ impl Memory {
     /// Remembers nothing; keeps things for `retention`.
     pub fn new(retention: Duration) -> Memory {
         Memory { retention, highest_timestamp: 0, clients: BTreeMap::new(), runs: 0, result_bytes: 0 }
+    }
+
+    /// About the bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.runs * RUN_BYTES + self.result_bytes
     }
 
     /// The highest server-given timestamp, in microseconds.

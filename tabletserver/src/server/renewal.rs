@@ -30,6 +30,8 @@ pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
     let mut next_send = clock.now();
     // Whether a planned end made us send a renewal at once.
     let mut told = false;
+    // Since the last grant.
+    let mut failures = 0_u64;
     loop {
         let now = clock.now();
         let left = match server.incarnation.lease.status(now) {
@@ -50,6 +52,7 @@ pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
             Some((sent, was_draining, number, result)) = in_flight.next(), if !in_flight.is_empty() => match result {
                 Ok(RenewLeaseResponse { granted: true, .. }) => {
                     server.incarnation.lease.granted(sent, clock.now());
+                    failures = 0;
                     server.pins.heard(number);
                     if was_draining {
                         server.stop.note_known();
@@ -62,7 +65,11 @@ pub async fn run(server: Arc<Server>, lease: Duration, renewal: Duration) {
                     return server.incarnation.end(Ended::DeclaredDead(error.message));
                 }
                 Err(error) => {
-                    tracing::warn!(server = %server.incarnation.server_id, %error, "cannot renew the lease yet");
+                    failures += 1;
+                    // Ever more rarely: the next attempt follows soon.
+                    if failures.is_power_of_two() {
+                        tracing::warn!(server = %server.incarnation.server_id, %error, failures, "cannot renew the lease yet");
+                    }
                     next_send = next_send.min(clock.now() + RETRY_DELAY);
                 }
             },

@@ -26,7 +26,7 @@ use super::Server;
 use super::commit_log::{QueuePermit, Submission, SubmissionEnd};
 use super::config::{RECORD_OVERHEAD_BYTES, RESULT_BYTES_MAX};
 use super::latch::Latched;
-use super::memory::{MemoryError, Seen};
+use super::memory::{MemoryError, RUN_BYTES, Seen};
 use super::read_modify_write;
 use super::record::{Call, Piece, Record, RowWrite};
 use super::tablet::{Gate, Tablet, TabletState};
@@ -190,7 +190,9 @@ impl Server {
             self.log.push(Submission { tablet: tablet.clone(), record, mutations: Vec::new(), end: None });
         }
         let record = Record { rows, ..whole };
+        let before = gate.memory.bytes();
         gate.memory.remember(&record);
+        self.budget.remembers(gate.memory.bytes().saturating_sub(before));
         let (done, receiver) = oneshot::channel();
         let end = Some(SubmissionEnd { latches: batch.latches, permit: batch.permit, done });
         self.log.push(Submission { tablet: tablet.clone(), record, mutations, end });
@@ -237,7 +239,29 @@ impl Server {
 
     fn admit_call(&self, tablet: &Tablet, call: &Call) -> Result<(), RpcError> {
         let now = self.env.clock.wall_micros();
-        tablet.with_gate(|gate| gate.memory.admit(call, now)).map_err(|error| self.refusal(&error))
+        tablet.with_gate(|gate| gate.memory.admit(call, now)).map_err(|error| self.refusal(&error))?;
+        self.check_room_to_remember(RUN_BYTES)
+    }
+
+    /// Refuses what all tablets together cannot remember. The caller holds no tablet's gate.
+    fn check_room_to_remember(&self, bytes: usize) -> Result<(), RpcError> {
+        if self.budget.has_room_to_remember(bytes) {
+            return Ok(());
+        }
+        // What is past its time goes first; what was settled is not counted any more.
+        let now = self.env.clock.wall_micros();
+        self.tablets.loaded().iter().for_each(|tablet| tablet.with_gate(|gate| gate.memory.expire(now)));
+        self.measure();
+        match self.budget.has_room_to_remember(bytes) {
+            true => Ok(()),
+            false => {
+                let message = format!(
+                    "{} bytes of calls and their results are remembered; {bytes} more would go beyond the server's limit",
+                    self.budget.remembered_bytes()
+                );
+                Err(RpcError::overloaded(message, self.config.overload_retry_ms))
+            }
+        }
     }
 
     fn refusal(&self, error: &MemoryError) -> RpcError {
@@ -344,6 +368,7 @@ impl Server {
         let (result_bytes, now) = (result.as_ref().map_or(0, Bytes::len), self.env.clock.wall_micros());
         let bytes = RECORD_OVERHEAD_BYTES + rows.iter().map(ParsedRow::bytes).sum::<usize>() + result_bytes;
         check_result(result.as_ref())?;
+        self.check_room_to_remember(result_bytes)?;
         let permit = self.log.reserve(bytes)?;
         let batch = Batch { rows, call, result, latches: Some(Arc::new(latches)), permit };
         let ticket = tablet.with_gate(|gate| {

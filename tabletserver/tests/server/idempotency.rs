@@ -5,6 +5,8 @@ use std::time::Duration;
 use uruk_proto::tablet::{IdempotencyKey, ReadModifyWriteRequest, ReadModifyWriteRule, read_modify_write_rule};
 use uruk_proto::{ErrorCode, RpcError};
 
+use uruk_tabletserver::server::TabletServerConfig;
+
 use crate::cluster::*;
 
 #[tokio::test]
@@ -139,6 +141,31 @@ async fn a_full_memory_forgets_what_is_past_its_time_when_the_next_call_comes() 
     let mut key = call(&cluster, 2_000_001);
     key.as_mut().expect("has a key").issued_micros += later.as_micros() as i64;
     assert_eq!(host.mutate(puts(TABLET, &[("a", "1")], key)).await, Ok(vec![]));
+}
+
+#[tokio::test]
+async fn all_tablets_together_remember_results_within_the_server_s_limit() {
+    let cluster = Cluster::new().await;
+    let config = TabletServerConfig { remembered_server_bytes_max: 16 << 20, ..cluster.config() };
+    let host = cluster.start_with(config).await;
+    let other = TABLET + 1;
+    cluster.open(&host, TABLET).await;
+    cluster.open(&host, other).await;
+    let append = async |tablet: u64, key: Option<IdempotencyKey>| {
+        let rule = Some(read_modify_write_rule::Rule::Append(vec![b'v'; 9 << 20].into()));
+        let rules = vec![ReadModifyWriteRule { family_id: FAMILY.0, qualifier: "q".into(), rule }];
+        let request = ReadModifyWriteRequest { tablet: tablet_ref(tablet), key, row: "r".into(), rules };
+        host.client().read_modify_write(request).await.map(drop).map_err(RpcError::from)
+    };
+    append(TABLET, call(&cluster, 1)).await.expect("has room");
+    let refused = append(other, call(&cluster, 2)).await.expect_err("no room");
+    assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+    assert!(refused.message.contains("server's limit") && refused.retry_after_ms > 0, "{refused}");
+    // A call of the first tablet says that its result has arrived.
+    let mut settling = puts(TABLET, &[("a", "1")], call(&cluster, 3));
+    settling.key.as_mut().expect("has a key").first_incomplete = 2;
+    assert_eq!(host.mutate(settling).await, Ok(vec![]));
+    append(other, call(&cluster, 2)).await.expect("has room again");
 }
 
 #[tokio::test]

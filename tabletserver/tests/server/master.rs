@@ -19,6 +19,8 @@ pub enum Fault {
     LostAfter,
     /// It is refused.
     Refused,
+    /// Refused, though the row names its files, as after an attempt that nobody heard of.
+    RefusedButNamed,
 }
 
 #[derive(Debug, Default)]
@@ -435,12 +437,19 @@ impl MasterControl for FakeMaster {
             state.commits.push(request.clone());
             let answer = match fault {
                 Some(Fault::Refused) => Err(RpcError::new(ErrorCode::FailedPrecondition, "refused on purpose")),
+                Some(Fault::RefusedButNamed) => {
+                    let flushed_seq = state.rows[&request.tablet.unwrap_or_default().tablet_id].flushed_seq;
+                    state.commit(&request).map(|row| {
+                        state.rows.insert(row.tablet_id, MetaRow { flushed_seq, ..row });
+                    })?;
+                    Err(RpcError::new(ErrorCode::FailedPrecondition, "refused on purpose"))
+                }
                 Some(Fault::LostAfter | Fault::LostBefore) | None => state.commit(&request),
             };
             state.answers.insert(id, answer.clone());
             match fault {
                 Some(Fault::LostAfter) => Err(lost()),
-                Some(Fault::Refused | Fault::LostBefore) | None => {
+                Some(Fault::Refused | Fault::RefusedButNamed | Fault::LostBefore) | None => {
                     Ok(Response::new(CommitFilesResponse { row: Some(answer?) }))
                 }
             }

@@ -141,6 +141,19 @@ async fn a_refused_flush_is_renounced_and_tried_again() {
     assert_eq!(host.scan(TABLET).await.len(), rows);
 }
 
+#[tokio::test]
+async fn a_refused_flush_keeps_the_files_that_the_row_names() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    cluster.open(&host, TABLET).await;
+    cluster.master.with(|state| state.commit_faults.push_back(Fault::RefusedButNamed));
+    let rows = write_until_flushed(&cluster, &host, 2).await;
+    let refused = cluster.master.with(|state| state.commits[0].clone());
+    let path = Path::from(refused.add[0].files[0].path.as_str());
+    cluster.objects.head(&path).await.expect("the live row names it");
+    assert_eq!(host.scan(TABLET).await.len(), rows);
+}
+
 /// The flush of `host` takes effect unheard; then the tablet gets another owner, who flushes too, and
 /// `change` happens. Tells the files of the first flush.
 async fn flush_unheard_then_change_owner(cluster: &Cluster, host: &Host, change: impl FnOnce(&mut State)) -> Vec<Path> {
