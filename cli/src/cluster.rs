@@ -309,16 +309,20 @@ struct PortPicker {
 
 impl PortPicker {
     fn fill(&mut self, port: &mut u16) -> Result<()> {
+        let is_kept = *port != 0;
         if *port == 0 && self.next != 0 {
             *port = self.next;
         }
         if self.next != 0 {
             self.next = self.next.checked_add(1).context("--port-base is too high")?;
         }
-        let listener = std::net::TcpListener::bind(("127.0.0.1", *port)).with_context(|| {
-            format!(
+        let listener = std::net::TcpListener::bind(("127.0.0.1", *port)).with_context(|| match is_kept {
+            true => {
+                format!("port {port} is in use, which this folder's cluster keeps (ports.json); does it run already?")
+            }
+            false => format!(
                 "port {port} is in use; stop what uses it (another `uruk dev`?), or give --port-base 0 for free ports"
-            )
+            ),
         })?;
         *port = listener.local_addr().context("cannot read a local address")?.port();
         self.held.push(listener);

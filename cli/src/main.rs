@@ -21,10 +21,18 @@ fn main() -> ExitCode {
     runtime::log_to_stderr(arguments.verbose);
     match command::run(arguments) {
         Ok(code) => code,
+        // Whoever read our output has seen enough, as `head` does.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // `{:#}` shows the chain of causes on one line.
             eprintln!("uruk: {error:#}");
             ExitCode::from(2)
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let is = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    // The outermost alone: deeper ones are of connections.
+    error.downcast_ref().is_some_and(is)
 }

@@ -165,6 +165,8 @@ pub enum End {
     Signal(&'static str),
     /// Who started it is gone or ends the whole local cluster.
     SupervisorGone,
+    /// Its watching parent died.
+    ParentDied,
 }
 
 impl std::fmt::Display for End {
@@ -172,6 +174,7 @@ impl std::fmt::Display for End {
         f.write_str(match self {
             End::Signal(how) => how,
             End::SupervisorGone => "the supervisor is gone",
+            End::ParentDied => "the watching parent died",
         })
     }
 }
@@ -197,7 +200,7 @@ impl Supervision {
     /// Completes when a process that ends for the `first` reason is asked once more: it should end at once.
     pub async fn end_again(&self, first: End) -> Result<()> {
         match first {
-            End::Signal(_) => self.end().await.map(drop),
+            End::Signal(_) | End::ParentDied => self.end().await.map(drop),
             End::SupervisorGone => crate::runtime::end_signal().await.map(drop),
         }
     }

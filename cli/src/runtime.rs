@@ -1,6 +1,7 @@
 //! The process around everything: runtime, logs, signals.
 
 use std::future::Future;
+use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
 use tokio::io::AsyncReadExt;
@@ -17,7 +18,9 @@ pub fn log_to_stderr(verbose: u8) {
         _ => "debug,h2=info,hyper=info,tonic=info,tower=info,openraft=info",
     };
     let filter = EnvFilter::try_from_env("URUK_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
+    let is_read_by_people = std::io::stderr().is_terminal();
+    let format = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_read_by_people);
+    format.with_writer(std::io::stderr).with_target(true).init();
 }
 
 /// Runs `future` on a runtime with `threads` workers; 1 means the caller's thread alone, which costs

@@ -2,7 +2,8 @@
 //!
 //! Everything here goes through the `uruk` binary, as a user would.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -42,6 +43,38 @@ pub fn drill(args: &[&str]) -> serde_json::Value {
     let text = uruk_ok(&[&["drill"], args, &["--json"]].concat());
     let line = text.lines().last().unwrap_or_default();
     serde_json::from_str(line).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
+}
+
+/// Kills a process as `kill -9` does.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it lives");
+}
+
+/// Whether a process runs; one that has ended and was not waited for does not.
+pub fn lives(pid: u32) -> bool {
+    #[allow(clippy::disallowed_methods)] // the kernel's, not a part of uruk
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, after)| !after.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Waits until something holds of real processes; panics when that takes longer than `limit`.
+#[allow(clippy::disallowed_methods)] // real processes, real time
+pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What a page answers.
+pub fn http_get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the page answers");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("asks");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    answer
 }
 
 /// A running `uruk dev` on free ports.
@@ -90,6 +123,26 @@ impl Dev {
     pub fn pid(&self, name: &str) -> u32 {
         let process = self.processes.iter().find(|process| process["name"] == name);
         process.and_then(|process| process["pid"].as_u64()).unwrap_or_else(|| panic!("no process {name}")) as u32
+    }
+
+    /// The pid of a tablet server's worker, as it was at the start.
+    pub fn worker_pid(&self, name: &str) -> u32 {
+        let process = self.processes.iter().find(|process| process["name"] == name);
+        process.and_then(|process| process["worker_pid"].as_u64()).unwrap_or_else(|| panic!("no worker {name}")) as u32
+    }
+
+    /// What the leader tells under `/api/v1/`.
+    pub fn api(&self, path: &str) -> serde_json::Value {
+        let page = self.status_page.trim_start_matches("http://").trim_end_matches('/');
+        let answer = http_get(page, &format!("/api/v1/{path}"));
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("not JSON ({error}): {answer}"))
+    }
+
+    /// Kills it as `kill -9` does.
+    pub fn kill(mut self) {
+        self.child.kill().expect("dev lives");
+        self.child.wait().expect("dev ends");
     }
 
     /// `uruk ARGS --master <this cluster>`, which must succeed.

@@ -87,6 +87,18 @@ fn csv_and_json_lines_are_imported_and_a_bad_line_is_named() {
 }
 
 #[test]
+fn a_cluster_that_is_not_there_is_said_so_soon() {
+    for args in
+        [&["status"][..], &["get", "t", "row"], &["table", "list"], &["table", "create", "t", "--families", "f"]]
+    {
+        let asked = std::time::Instant::now();
+        let text = uruk_fails(&[args, &["--master", "127.0.0.1:1"]].concat());
+        assert!(text.contains("127.0.0.1:1") && text.contains("uruk dev"), "{text}");
+        assert!(asked.elapsed() < std::time::Duration::from_secs(8), "{args:?} took {:?}", asked.elapsed());
+    }
+}
+
+#[test]
 fn help_of_every_process_is_there() {
     for process in ["master", "tabletserver", "dfs-controller", "chunkserver"] {
         assert!(uruk_ok(&[process, "--help"]).contains("--listen"), "{process}");

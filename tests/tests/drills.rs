@@ -1,10 +1,8 @@
 //! Drills on real processes: kill -9 and SIGSTOP under load, with nothing acknowledged lost.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
-use uruk_tests::{Dev, drill, uruk_ok};
+use uruk_tests::{Dev, drill, http_get, uruk_ok};
 
 fn assert_nothing_lost(report: &serde_json::Value) {
     assert_eq!(report["lost"], 0, "{report}");
@@ -79,6 +77,19 @@ fn with_three_controllers_any_killed_one_costs_no_lease_and_no_write() {
 }
 
 #[test]
+fn chaos_loses_no_node_and_leaves_no_pointer_without_its_node() {
+    // One round of blows at least, drawn from the seed.
+    let report = drill(&["chaos", "--minutes", "0.25", "--seed", "7", "--masters", "3", "--controllers", "3"]);
+    assert_eq!(report["failure"], serde_json::Value::Null, "{report}");
+    for none in ["undefined", "lost", "torn", "wrong_answers"] {
+        assert_eq!(report[none], 0, "{none}: {report}");
+    }
+    let blows = ["kills", "pauses", "restarts"].map(|blow| report[blow].as_u64().unwrap_or_default());
+    assert!(report["rounds"].as_u64() > Some(0) && blows.iter().sum::<u64>() > 2, "nothing was done: {report}");
+    assert!(report["acknowledged"].as_u64() > Some(1000), "the drill had no load: {report}");
+}
+
+#[test]
 fn any_of_three_masters_leads_to_the_data() {
     let dev = Dev::start(&["--masters", "3", "--controllers", "3"]);
     assert_eq!(dev.masters.len(), 3);
@@ -104,12 +115,4 @@ fn any_of_three_masters_leads_to_the_data() {
     }
     // Nobody gives up tablets when there is nobody to take them; a planned end may take 12 s.
     assert!(dev.interrupt() < Duration::from_secs(8));
-}
-
-fn http_get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("the page answers");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("asks");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("text");
-    answer
 }

@@ -13,7 +13,7 @@ use crate::output::parse_bytes;
 
 /// A client of the cluster.
 pub async fn client(connect: &Connect, env: &Env) -> Result<Client> {
-    connect.client(env)
+    connect.client(env).await
 }
 
 /// The tablet that a person means: an id, `TABLE:ROW`, or the name of a table that has one tablet (or,

@@ -1,12 +1,19 @@
 //! How commands find the cluster.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use uruk_base::Env;
 use uruk_client::Client;
 
 use crate::command::dev::DEFAULT_PORT_BASE;
 use crate::process::parse_addresses;
+
+/// While nobody listens at any of the addresses, a master may be starting again: for this long.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// Between two looks whether somebody does.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Where the cluster is.
 #[derive(Args, Clone, Debug)]
@@ -25,9 +32,18 @@ impl Connect {
         }
     }
 
-    /// A client of the cluster. Nothing is sent yet; see [`Connect::hint`].
-    pub fn client(&self, env: &Env) -> Result<Client> {
-        Ok(Client::connect(env, &self.masters()?)?)
+    /// A client of the cluster; an error when nobody is there, which a client would hope for much longer.
+    /// When the first call fails see [`Connect::hint`].
+    pub async fn client(&self, env: &Env) -> Result<Client> {
+        let masters = self.masters()?;
+        let begun = env.clock.now();
+        while let Some(error) = nobody_listens(env, &masters).await {
+            if env.clock.since(begun) >= SILENCE_MAX {
+                bail!("nobody answers: {}: {error}", self.hint());
+            }
+            env.clock.sleep(LOOK_AGAIN).await;
+        }
+        Ok(Client::connect(env, &masters)?)
     }
 
     /// What to say when the first call fails.
@@ -37,4 +53,17 @@ impl Connect {
             Err(error) => error.to_string(),
         }
     }
+}
+
+/// Why no address can be connected to; None when one can.
+async fn nobody_listens(env: &Env, addresses: &[String]) -> Option<String> {
+    let mut error = None;
+    for address in addresses {
+        match env.clock.timeout(SILENCE_MAX, env.transport.connect(address)).await {
+            Ok(Ok(_)) => return None,
+            Ok(Err(refused)) => error = Some(refused.to_string()),
+            Err(elapsed) => error = Some(elapsed.to_string()),
+        }
+    }
+    error
 }

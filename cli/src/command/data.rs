@@ -82,7 +82,8 @@ pub async fn put(options: Put) -> Result<ExitCode> {
     let mutations = options.cells.iter().map(|text| parse_cell(text)).collect::<Result<Vec<_>>>()?;
     let row = parse_bytes(&options.row)?;
     let env = Env::real();
-    let table = options.connect.client(&env)?.table(&options.table).await.with_context(|| options.connect.hint())?;
+    let table =
+        options.connect.client(&env).await?.table(&options.table).await.with_context(|| options.connect.hint())?;
     table.mutate_row(row, mutations).await.context("cannot write the row")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -91,7 +92,8 @@ pub async fn put(options: Put) -> Result<ExitCode> {
 pub async fn get(options: Get) -> Result<ExitCode> {
     let row = parse_bytes(&options.row)?;
     let env = Env::real();
-    let table = options.connect.client(&env)?.table(&options.table).await.with_context(|| options.connect.hint())?;
+    let table =
+        options.connect.client(&env).await?.table(&options.table).await.with_context(|| options.connect.hint())?;
     let read_options = ReadOptions::filter(Filter::all().cells_per_column(options.versions));
     let Some(row) = table.read_row(&row, &read_options).await.context("cannot read the row")? else {
         eprintln!("no row {}", options.row);
@@ -115,7 +117,8 @@ pub async fn scan(options: Scan) -> Result<ExitCode> {
         bail!("the range is empty: --start is not before --end");
     }
     let env = Env::real();
-    let table = options.connect.client(&env)?.table(&options.table).await.with_context(|| options.connect.hint())?;
+    let table =
+        options.connect.client(&env).await?.table(&options.table).await.with_context(|| options.connect.hint())?;
     let versions = Filter::all().cells_per_column(options.versions);
     let filter = options.families.iter().fold(versions, |filter, family| filter.family(family.clone()));
     let mut rows = table.scan(range, ScanOptions { filter, limit: options.limit, ..ScanOptions::default() });

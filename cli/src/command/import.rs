@@ -61,7 +61,8 @@ struct Importer {
 pub async fn run(options: Import) -> Result<ExitCode> {
     let env = Env::real();
     let format = options.format.map_or_else(|| guess_format(&options.input), Ok)?;
-    let table = options.connect.client(&env)?.table(&options.table).await.with_context(|| options.connect.hint())?;
+    let table =
+        options.connect.client(&env).await?.table(&options.table).await.with_context(|| options.connect.hint())?;
     if table.schema().family(&options.family).is_none() {
         bail!("table {} has no family {}", options.table, options.family);
     }

@@ -212,9 +212,9 @@ pub fn print_timeline(recovery: &RecoveryView) {
 /// Prints the cluster.
 pub async fn run(options: Status) -> Result<ExitCode> {
     let env = Env::real();
+    let client = options.connect.client(&env).await?;
     let masters = options.connect.masters()?;
     if options.json {
-        let client = options.connect.client(&env)?;
         let json =
             client.status("status").await.with_context(|| format!("no master answers at {}", masters.join(",")))?;
         println!("{}", String::from_utf8_lossy(&json));

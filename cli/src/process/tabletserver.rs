@@ -1,12 +1,12 @@
 //! `uruk tabletserver`: a watching parent without state, and the worker that serves.
 //!
 //! The parent starts the worker with a new nonce, waits for its death, reports it to the masters (so
-//! that nobody has to wait for the lease to run out), and starts the next one. Without the parent the
-//! worker serves on; then a death is noticed by its lease alone.
+//! that nobody has to wait for the lease to run out), and starts the next one.
 //!
 //! SIGTERM or Ctrl-C is a planned end: the worker flushes and releases its tablets first, so that nobody
 //! has to recover them. A second one, to the parent, ends both at once; so does the end of the local
-//! cluster that started them.
+//! cluster that started them. The parent's death is a planned end too: nobody would report the worker's death
+//! any more, and a new start needs its port.
 
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -77,6 +77,10 @@ pub struct Options {
     #[arg(long, hide = true)]
     #[serde(skip)]
     parent_pid: Option<u32>,
+    /// The descriptor of the parent's lifeline
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    parent_pipe: Option<i32>,
     #[command(flatten)]
     #[serde(skip)]
     supervision: Supervision,
@@ -97,7 +101,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
         (_, _) => {
             let threads = options.worker_threads.unwrap_or(1);
             let durability = options.durability.unwrap_or_default();
-            crate::runtime::block_on(threads, serve(config, controllers, durability, options.supervision))
+            let asked = Asked { supervision: options.supervision, parent_pipe: options.parent_pipe };
+            crate::runtime::block_on(threads, serve(config, controllers, durability, asked))
         }
     }
 }
@@ -130,39 +135,86 @@ fn server_config(options: &Options) -> Result<TabletServerConfig> {
     Ok(config)
 }
 
+/// How the worker learns that it should end.
+struct Asked {
+    supervision: Supervision,
+    /// Its watching parent's lifeline, if it has a parent.
+    parent_pipe: Option<i32>,
+}
+
+impl Asked {
+    async fn end(&self) -> Result<End> {
+        let parent_died = async {
+            match self.parent_pipe {
+                Some(descriptor) => parent::parent_died(descriptor).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            why = self.supervision.end() => why,
+            () = parent_died => Ok(End::ParentDied),
+        }
+    }
+
+    /// Completes when the worker's planned end should be cut short. A signal to a terminal or a group of
+    /// processes reaches both worker and parent, which passes it on: two are one then, and the parent
+    /// kills the worker when it is asked again itself.
+    async fn again(&self, first: End) {
+        match (first, self.parent_pipe) {
+            (End::Signal(_), Some(_)) => self.supervision.gone().await,
+            (_, _) => {
+                if self.supervision.end_again(first).await.is_err() {
+                    std::future::pending().await
+                }
+            }
+        }
+    }
+}
+
 /// The worker.
 async fn serve(
     mut config: TabletServerConfig,
     controllers: String,
     durability: Durability,
-    supervision: Supervision,
+    asked: Asked,
 ) -> Result<ExitCode> {
     let env = Env::real();
     if config.nonce == 0 {
         config.nonce = env.random.u64();
     }
-    let parent_pid = config.parent_pid;
-    let has_parent = parent_pid != 0;
-    let dfs = dfs_client(&env, &controllers, durability).await?;
-    let objects = dfs.object_store();
-    let storage = Storage {
-        recovery_objects: Arc::new(objects.with_durability(Durability::Replicated.into()).with_replicas(2)),
-        objects: Arc::new(objects),
-        logs: Arc::new(dfs.commit_logs()),
+    let start = async {
+        let dfs = dfs_client(&env, &controllers, durability).await?;
+        let objects = dfs.object_store();
+        let storage = Storage {
+            recovery_objects: Arc::new(objects.with_durability(Durability::Replicated.into()).with_replicas(2)),
+            objects: Arc::new(objects),
+            logs: Arc::new(dfs.commit_logs()),
+        };
+        Ok::<_, anyhow::Error>(TabletServer::start(&env, config, storage).await?)
     };
-    let server = TabletServer::start(&env, config, storage).await?;
+    let server = tokio::select! {
+        biased;
+        why = asked.end() => {
+            // It waits for the masters, maybe for ever; it serves nothing yet.
+            tracing::info!(why = %why?, "ending before the start");
+            return Ok(ExitCode::SUCCESS);
+        }
+        started = start => started?,
+    };
     Ready::print("tabletserver", server.address(), None);
-    let (orphan_env, parent_pid) = (env.clone(), parent_pid);
-    env.tasks.spawn("watch the parent", async move { parent::watch_parent(&orphan_env, parent_pid).await });
     let code = tokio::select! {
         biased;
-        why = supervision.end() => {
+        why = asked.end() => {
             let why = why?;
-            tracing::info!(%why, "ending");
+            match why {
+                End::ParentDied => tracing::warn!("the watching parent died; ending, so that a new one can start"),
+                End::Signal(_) | End::SupervisorGone => tracing::info!(%why, "ending"),
+            }
             if why != End::SupervisorGone {
                 tokio::select! {
                     biased;
-                    () = asked_again(&supervision, why, has_parent) => tracing::warn!("ending at once"),
+                    () = asked.again(why) => tracing::warn!("ending at once"),
                     stopped = server.stop() => stopped?,
                 }
             }
@@ -185,24 +237,12 @@ async fn serve(
     Ok(code)
 }
 
-/// Completes when the worker's planned end should be cut short. A signal to a terminal or a group of
-/// processes reaches both worker and parent, which passes it on: two are one then, and the parent
-/// kills the worker when it is asked again itself.
-async fn asked_again(supervision: &Supervision, first: End, has_parent: bool) {
-    match has_parent {
-        true => supervision.gone().await,
-        false => {
-            if supervision.end_again(first).await.is_err() {
-                std::future::pending().await
-            }
-        }
-    }
-}
-
 /// The watching parent.
 async fn watch(config: TabletServerConfig, supervision: Supervision) -> Result<ExitCode> {
     let env = Env::real();
     let program = std::env::current_exe().context("cannot find this program")?;
+    let lifeline = parent::Lifeline::new().context("cannot make a pipe")?;
+    let descriptor = lifeline.descriptor();
     // The same arguments, so that the worker reads the same flags and file.
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     let command = move |nonce: u64| {
@@ -210,7 +250,8 @@ async fn watch(config: TabletServerConfig, supervision: Supervision) -> Result<E
         command
             .args(&arguments)
             .arg(format!("--worker-nonce={nonce}"))
-            .arg(format!("--parent-pid={}", std::process::id()));
+            .arg(format!("--parent-pid={}", std::process::id()))
+            .arg(format!("--parent-pipe={descriptor}"));
         // The worker's `ready` line goes to whoever waits for ours; its standard input is ours, so
         // that it ends with the supervisor even when this parent was killed.
         command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());

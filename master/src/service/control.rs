@@ -171,9 +171,9 @@ impl ControlService {
             flushed_seq: SeqNo(request.flushed_seq),
             micros: self.0.env.clock.wall_micros(),
         };
-        self.0.volatile.lock().tell(split.server, request.report_number);
-        let parent = split.key.tablet;
-        match self.0.propose(Command::TabletSplit(Box::new(split))).await? {
+        let (server, parent) = (split.server, split.key.tablet);
+        let command = Box::new(Command::TabletSplit(Box::new(split)));
+        match self.0.propose(Command::Told { server, report_number: request.report_number, command }).await? {
             Reply::Split(rows) => {
                 tracing::info!(tablet = %parent, left = %rows[0].tablet, right = %rows[1].tablet, "split a tablet");
                 Ok(*rows)
@@ -193,9 +193,9 @@ impl ControlService {
             memory_file: (!request.memory_file.is_empty()).then(|| request.memory_file.into()),
             micros: self.0.env.clock.wall_micros(),
         };
-        self.0.volatile.lock().tell(merged.server, request.report_number);
-        let (left, right) = (merged.left.tablet, merged.right.tablet);
-        match self.0.propose(Command::TabletsMerged(Box::new(merged))).await? {
+        let (server, left, right) = (merged.server, merged.left.tablet, merged.right.tablet);
+        let command = Box::new(Command::TabletsMerged(Box::new(merged)));
+        match self.0.propose(Command::Told { server, report_number: request.report_number, command }).await? {
             Reply::Row(row) => {
                 tracing::info!(%left, %right, tablet = %row.tablet, "merged two tablets");
                 Ok(*row)

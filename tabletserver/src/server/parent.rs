@@ -4,12 +4,16 @@
 //! one incarnation, and the report of death names it, so that a late report cannot hit a successor.
 //! Only an end that `waitpid` has told is reported; a stopped child is not dead.
 //!
-//! A worker whose parent dies goes on: it has its own lease. It then dies unreported, and the masters
-//! wait for its lease to run out. An orphan notices its parent's end and warns of it.
+//! A worker whose parent dies ends as planned: nobody would report its death any more, and it must not
+//! hold the port against a new start. It learns of it by the end of a pipe, its [`Lifeline`]. Killed with its
+//! parent, it dies unreported, and the masters wait for its lease to run out.
 
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsRawFd, RawFd};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use uruk_base::{Env, Moment};
 use uruk_proto::master::ReportDeathRequest;
@@ -22,8 +26,6 @@ const RESTART_DELAY_MIN: Duration = Duration::from_millis(50);
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
 /// A worker that ran for this long did not fail to start.
 const STEADY: Duration = Duration::from_secs(10);
-/// An orphan looks for its parent this often.
-const ORPHAN_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// A single attempt to report a death takes at most this long.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// At its own end the parent tries to report the last death for at most this long: the masters may be
@@ -150,16 +152,40 @@ fn next_delay(before: Duration, begun: Moment, ended: Moment) -> Duration {
     if ended.saturating_since(begun) >= STEADY { RESTART_DELAY_MIN } else { (before * 2).min(RESTART_DELAY_MAX) }
 }
 
-/// The worker's side: warns once when the parent is gone, so that an operator knows why the next
-/// death takes a lease to be noticed.
-pub async fn watch_parent(env: &Env, parent_pid: u32) {
-    if parent_pid == 0 {
-        return;
+/// A pipe whose other end the parent alone holds and never writes to: it ends when the parent does, however
+/// that dies.
+#[derive(Debug)]
+pub struct Lifeline {
+    inherited: PipeReader,
+    _held: PipeWriter,
+}
+
+impl Lifeline {
+    /// Makes it; every process started from now on inherits the reading end, and no other.
+    pub fn new() -> io::Result<Lifeline> {
+        let (inherited, _held) = io::pipe()?;
+        rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())?;
+        Ok(Lifeline { inherited, _held })
     }
-    while rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get() as u32 == parent_pid) {
-        env.clock.sleep(ORPHAN_CHECK_INTERVAL).await;
+
+    /// The number of the reading end, in this process and in those that inherit it.
+    pub fn descriptor(&self) -> RawFd {
+        self.inherited.as_raw_fd()
     }
-    tracing::warn!(parent_pid, "the watching parent is gone; this worker goes on, its death will be noticed late");
+}
+
+/// The worker's side: completes when the parent that gave it this descriptor has died.
+pub async fn parent_died(descriptor: RawFd) {
+    let path = format!("/dev/fd/{descriptor}");
+    let mut pipe = match tokio::net::unix::pipe::OpenOptions::new().open_receiver(path) {
+        Ok(pipe) => pipe,
+        Err(error) => {
+            tracing::warn!(%error, "cannot watch the parent; without it this worker goes on");
+            return std::future::pending().await;
+        }
+    };
+    let mut byte = [0];
+    while matches!(pipe.read(&mut byte).await, Ok(n) if n > 0) {}
 }
 
 #[cfg(test)]
@@ -175,5 +201,16 @@ mod tests {
         }
         assert_eq!(delay, RESTART_DELAY_MAX);
         assert_eq!(next_delay(delay, at(0), at(11)), RESTART_DELAY_MIN);
+    }
+
+    #[tokio::test]
+    async fn a_lifeline_ends_with_its_holder_and_not_before() {
+        let lifeline = Lifeline::new().unwrap();
+        // As after a fork: the worker has the reading end alone.
+        let inherited = lifeline.inherited.try_clone().unwrap();
+        let mut died = std::pin::pin!(parent_died(inherited.as_raw_fd()));
+        assert!(futures::poll!(&mut died).is_pending());
+        drop(lifeline);
+        died.await;
     }
 }

@@ -26,7 +26,7 @@ pub enum Role {
     DfsController,
     /// One of the chunk servers, in turn
     Chunkserver,
-    /// A tablet server's watching parent, in turn; its worker lives on
+    /// A tablet server's watching parent, in turn; its worker gives up its tablets and ends
     TabletserverParent,
 }
 

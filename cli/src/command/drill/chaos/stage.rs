@@ -29,9 +29,8 @@ const TABLE: &str = "chaos";
 /// tablet open, every server live within this time.
 pub const SERVES_AGAIN_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
-/// The worker of a killed parent lives on for at most this time: it keeps the port that its
-/// successor needs.
-const ORPHAN_LIFE_MAX: Duration = Duration::from_secs(8);
+/// The worker of a killed parent ends as planned; it is killed within this time, if it still runs then.
+const ORPHAN_LIFE_MAX: Duration = Duration::from_millis(500);
 /// Small buffers, so that flushes, compactions and log trims happen all the time.
 const TABLETSERVER_FLAGS: [&str; 3] = ["--memtable-mib=8", "--unflushed-log-mib=8", "-v"];
 const MASTER_FLAGS: [&str; 1] = ["-v"];
