@@ -101,6 +101,11 @@ async fn a_replica_that_has_moved_away_is_asked_once() {
         store.put(path, content(10_000).into()).await.unwrap();
         store.get(path).await.unwrap().bytes().await.unwrap();
     }
+    eventually("the servers have told what they hold", || async {
+        let health = cluster.client().health().await.unwrap();
+        health.servers.iter().map(|server| server.chunks).sum::<u64>() == 3 * paths.len() as u64
+    })
+    .await;
     // Two servers are replaced by empty ones; the client remembers what they had.
     for index in 0..2 {
         cluster.stop_server(index).await;
