@@ -312,7 +312,7 @@ impl State {
         let fault = self.replacement_faults.pop_front();
         match fault {
             Some(Fault::LostBefore) => return Err(Status::unavailable("connection reset")),
-            Some(Fault::Refused) => {
+            Some(Fault::Refused | Fault::RefusedButNamed) => {
                 return Err(RpcError::new(ErrorCode::FailedPrecondition, "refused on purpose").into());
             }
             Some(Fault::LostAfter) | None => {}
