@@ -7,11 +7,12 @@
 //! | [`memory`] | calls done and the highest timestamp: what makes a repeated call harmless |
 //! | `read` | scans and point reads |
 //! | `tablet`, `tablets`, `open`, `freeze`, `close`, `stop` | a tablet's life here |
-//! | `procedure`, `split` | tablets that replace others |
-//! | `samples` | where a tablet's load is |
+//! | `procedure`, `split`, `merge` | tablets that replace others |
+//! | `schemas` | by which schema tablets go |
+//! | `load`, `samples`, `machine` | what load reports say |
 //! | `budget`, `flush`, `compact`, `commit_files` | memory and log stay bounded; files are committed |
 //! | `sort`, [`recovery_file`], `replay` | recovery of a dead server's log |
-//! | `service`, `masters`, `load`, `pins` | RPC in and out; which files are still read |
+//! | `service`, `masters`, `pins` | RPC in and out; which files are still read |
 //! | [`parent`] | the watching parent process |
 //! | `observe` | what simulation sees of it |
 //!
@@ -30,8 +31,10 @@ pub mod incarnation;
 mod latch;
 mod lease;
 mod load;
+mod machine;
 mod masters;
 pub mod memory;
+mod merge;
 mod observe;
 mod open;
 pub mod parent;
@@ -44,6 +47,7 @@ pub mod recovery_file;
 mod renewal;
 mod replay;
 mod samples;
+mod schemas;
 mod service;
 mod sort;
 mod split;
@@ -75,6 +79,7 @@ use lease::Lease;
 use load::ServerMetrics;
 use masters::Masters;
 use pins::Pins;
+use schemas::Schemas;
 use stop::Stop;
 use tablet::Tablet;
 use tablets::Tablets;
@@ -130,6 +135,7 @@ pub(crate) struct Server {
     tablets: Tablets,
     pins: Pins,
     stop: Stop,
+    schemas: Schemas,
     /// Loaded, and not reported yet.
     opened: Mutex<Vec<Arc<Tablet>>>,
     wake_opened: Notify,
@@ -147,6 +153,7 @@ pub(crate) struct Server {
     /// For requests that wait until a tablet is given away.
     pause_slots: Semaphore,
     metrics: ServerMetrics,
+    totals: load::Totals,
 }
 
 /// A running tablet server: one incarnation.
@@ -290,6 +297,7 @@ async fn begin(
         tablets: Tablets::default(),
         pins: Pins::default(),
         stop: Stop::new(),
+        schemas: Schemas::default(),
         opened: Mutex::default(),
         wake_opened: Notify::new(),
         last_opened: Mutex::new(env.clock.now()),
@@ -303,6 +311,7 @@ async fn begin(
         read_slots: Arc::new(Semaphore::new(config.reads_max)),
         pause_slots: Semaphore::new(write::PAUSED_MAX),
         metrics: ServerMetrics::new(&env.metrics),
+        totals: load::Totals::new(config.process_metrics),
         config,
     });
     spawn_tasks(&server, writer, lease_duration, renewal);

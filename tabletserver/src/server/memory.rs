@@ -224,6 +224,36 @@ impl Memory {
         self.remember(record);
     }
 
+    /// Whether both can be remembered by one tablet.
+    pub fn has_room_for(&self, other: &Memory, bytes_max: usize) -> bool {
+        self.runs + other.runs <= RUNS_MAX && self.result_bytes + other.result_bytes <= bytes_max
+    }
+
+    /// Remembers what `other`, of a neighbouring tablet, does too. What both know they have from a parent in
+    /// common: a call writes each of its rows in one tablet.
+    pub fn absorb(&mut self, other: Memory) {
+        self.highest_timestamp = self.highest_timestamp.max(other.highest_timestamp);
+        for (id, theirs) in other.clients {
+            let ours = self.clients.entry(id).or_default();
+            ours.first_incomplete = ours.first_incomplete.max(theirs.first_incomplete);
+            ours.at_micros = ours.at_micros.max(theirs.at_micros);
+            for (first, run) in theirs.runs {
+                let known = ours.runs.entry(first).or_insert_with(|| run.clone());
+                if known.count < run.count {
+                    *known = run;
+                }
+            }
+            let settled = ours.first_incomplete;
+            ours.runs.retain(|first, run| first + run.count > settled);
+        }
+        self.count();
+    }
+
+    fn count(&mut self) {
+        let runs = || self.clients.values().flat_map(|client| client.runs.values());
+        (self.runs, self.result_bytes) = (runs().count(), runs().map(Run::result_bytes).sum());
+    }
+
     /// Forgets what is older than the retention.
     pub fn expire(&mut self, now_micros: i64) {
         let oldest = now_micros.saturating_sub(i64::try_from(self.retention.as_micros()).unwrap_or(i64::MAX));
@@ -231,8 +261,7 @@ impl Memory {
             client.runs.retain(|_, run| run.at_micros >= oldest);
             client.at_micros >= oldest || !client.runs.is_empty()
         });
-        let runs = || self.clients.values().flat_map(|client| client.runs.values());
-        (self.runs, self.result_bytes) = (runs().count(), runs().map(Run::result_bytes).sum());
+        self.count();
     }
 
     /// The stored form of what records up to `upto` said.
@@ -354,6 +383,23 @@ mod tests {
         assert_eq!(memory.seen(6, 10), Seen::New);
         assert!(memory.seen_any(5, 0, 11) && memory.seen_any(5, 13, 1) && memory.seen_any(5, 12, 9));
         assert!(!memory.seen_any(5, 0, 10) && !memory.seen_any(5, 12, 1) && !memory.seen_any(5, 14, 9));
+    }
+
+    #[test]
+    fn two_memories_become_one() {
+        let mut parent = Memory::new(RETENTION);
+        parent.remember(&record(call(10, 0), 3, &[0, 1]));
+        let (mut left, mut right) = (parent.clone(), parent);
+        left.remember(&record(call(20, 0), 7, &[0]));
+        right.remember(&record(Call { client: 6, ..call(20, 0) }, 5, &[0]));
+        right.admit(&call(30, 11), NOW).expect("new");
+        right.next_timestamp(NOW + 1_000_000);
+        let timestamp = right.highest_timestamp();
+        left.absorb(right);
+        assert_eq!((left.seen(5, 10), left.seen(5, 11)), (Seen::Settled, written(3)));
+        assert_eq!((left.seen(5, 20), left.seen(6, 20)), (written(7), written(5)));
+        assert_eq!((left.runs, left.highest_timestamp()), (3, timestamp));
+        assert!(left.has_room_for(&Memory::new(RETENTION), 0));
     }
 
     #[test]

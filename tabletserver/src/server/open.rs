@@ -140,6 +140,7 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
             tracing::info!(tablet = %id, %epoch, published = %tablet.store.published(), ?took, "tablet is loaded");
             let tablet = Arc::new(tablet);
             if server.tablets.finish_opening(tablet.clone()) {
+                server.schemas.apply(&tablet);
                 if is_planted(Planted::ServesBeforeOpened) {
                     tablet.transition(&[TabletState::Loaded], TabletState::Open);
                 }
@@ -185,6 +186,8 @@ async fn open(server: &Server, files: &RecoveryFiles, order: &OpenTablet, row: M
     if schema.id != TableId(row.table_id) {
         return Err(damaged(&"the order's schema is another table's"));
     }
+    // The order may be older than what the server was told since.
+    let schema = server.schemas.learn(schema);
     let store = TabletStore::open(&server.engine, schema, &row).map_err(|error| damaged(&error))?;
     let store = Arc::new(store);
     let (memory, slices) = tokio::join!(read_memory(server, &row), read_slices(server, files, order, &row));

@@ -14,49 +14,45 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use uruk_proto::master::{MetaRow, ProcedureDeclinedRequest};
+use uruk_proto::master::{MetaRow, ProcedureDeclinedRequest, TabletKey};
 use uruk_proto::{Epoch, ErrorCode, RpcError, TabletId};
 
 use super::Server;
 use super::incarnation::Ended;
-use super::tablet::{Tablet, TabletState, TakenUp};
+use super::tablet::{Tablet, TabletState};
 use super::tablets::Presence;
 
 /// Pause before the master is told again.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
+/// How an order ended.
+pub enum End {
+    /// Others have taken the tablets' place, or they are not ours any more.
+    Gone,
+    /// Nothing was sent, and they are served as before.
+    Declined(String),
+    /// The master knows that the procedure is over, and they are served as before.
+    Settled,
+}
+
 impl Server {
-    /// The tablet that an order means, if there is something to do for it. What this server will never do is
-    /// declined; what it cannot do yet must be ordered again.
-    pub fn take_up(
-        self: &Arc<Self>,
-        key: Option<uruk_proto::master::TabletKey>,
-        procedure: u64,
-    ) -> Result<Option<Arc<Tablet>>, RpcError> {
+    /// The tablet that an order means; None when it is not served here under this epoch: it never was, or it
+    /// is over (no command of ours is on its way then, for a tablet stays here until the outcome is known).
+    /// What this server cannot tell yet must be ordered again.
+    pub fn standing(&self, key: Option<TabletKey>) -> Result<Option<Arc<Tablet>>, RpcError> {
         let key = key.unwrap_or_default();
         let (id, epoch) = (TabletId(key.tablet_id), Epoch(key.epoch));
         let opening = || Err(RpcError::new(ErrorCode::Unavailable, format!("{id} is opening")));
         match self.tablets.at_epoch(id, epoch) {
             Presence::Loaded(tablet) if tablet.state() == TabletState::Loaded => opening(),
-            Presence::Loaded(tablet) => match tablet.take_up(procedure) {
-                TakenUp::New => Ok(Some(tablet)),
-                TakenUp::Running => Ok(None),
-                TakenUp::Over => {
-                    self.spawn_decline(procedure, "it is over here".into());
-                    Ok(None)
-                }
-            },
+            Presence::Loaded(tablet) => Ok(Some(tablet)),
             Presence::Opening => opening(),
-            // It was never served here under this epoch, or is over: no command of ours is on its way, for
-            // until its outcome is known a tablet stays here.
-            Presence::Absent => {
-                self.spawn_decline(procedure, format!("{id} is not here under epoch {epoch}"));
-                Ok(None)
-            }
+            Presence::Absent => Ok(None),
         }
     }
 
-    fn spawn_decline(self: &Arc<Self>, procedure: u64, reason: String) {
+    /// Declines, in the background, what will never be done here.
+    pub fn spawn_decline(self: &Arc<Self>, procedure: u64, reason: String) {
         let server = self.clone();
         self.tasks.spawn("decline procedure", async move { server.decline(procedure, &reason).await });
     }

@@ -10,9 +10,10 @@ use uruk_base::rpc::MESSAGE_BYTES_MAX;
 use uruk_proto::tablet::tablet_server_control_server::{TabletServerControl, TabletServerControlServer};
 use uruk_proto::tablet::tablet_server_server::{TabletServer, TabletServerServer};
 use uruk_proto::tablet::{
-    CheckAndMutateRequest, CheckAndMutateResponse, CloseTabletsRequest, CloseTabletsResponse, MutateRowsRequest,
-    MutateRowsResponse, OpenTabletsRequest, OpenTabletsResponse, OrderTaken, ReadModifyWriteRequest,
-    ReadModifyWriteResponse, ReadRequest, ReadResponse, SortSegmentRequest, SortSegmentResponse, SplitTabletOrder,
+    CheckAndMutateRequest, CheckAndMutateResponse, CloseTabletsRequest, CloseTabletsResponse, MergeTabletsOrder,
+    MutateRowsRequest, MutateRowsResponse, OpenTabletsRequest, OpenTabletsResponse, OrderTaken, ReadModifyWriteRequest,
+    ReadModifyWriteResponse, ReadRequest, ReadResponse, SetSchemaRequest, SetSchemaResponse, SortSegmentRequest,
+    SortSegmentResponse, SplitTabletOrder,
 };
 use uruk_proto::{ErrorCode, RpcError, limits};
 
@@ -123,17 +124,15 @@ impl TabletServerControl for Service {
         Ok(Response::new(OrderTaken {}))
     }
 
-    async fn merge_tablets(
-        &self,
-        _: tonic::Request<uruk_proto::tablet::MergeTabletsOrder>,
-    ) -> Result<tonic::Response<uruk_proto::tablet::OrderTaken>, tonic::Status> {
-        Err(tonic::Status::unimplemented("merge_tablets"))
+    async fn merge_tablets(&self, request: Request<MergeTabletsOrder>) -> Result<Response<OrderTaken>, Status> {
+        let order = request.into_inner();
+        self.ordered(order.server_id)?.order_merge(order)?;
+        Ok(Response::new(OrderTaken {}))
     }
 
-    async fn set_schema(
-        &self,
-        _: tonic::Request<uruk_proto::tablet::SetSchemaRequest>,
-    ) -> Result<tonic::Response<uruk_proto::tablet::SetSchemaResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("set_schema"))
+    async fn set_schema(&self, request: Request<SetSchemaRequest>) -> Result<Response<SetSchemaResponse>, Status> {
+        let request = request.into_inner();
+        self.ordered(request.server_id)?.set_schema(request)?;
+        Ok(Response::new(SetSchemaResponse {}))
     }
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::MutexGuard;
-use uruk_base::Moment;
 use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::master::{MetaRow, TabletSplitRequest, TabletSplitResponse, TabletState as RowState};
 use uruk_proto::schema::validate_row_key;
@@ -19,23 +18,25 @@ use uruk_proto::{Epoch, RpcError, SeqNo, TabletId};
 use super::Server;
 use super::freeze::{self, Quiet};
 use super::memory::Memory;
-use super::tablet::{Tablet, TabletState};
+use super::procedure::End;
+use super::tablet::{Tablet, TabletState, TakenUp};
 use crate::engine::TabletStore;
-
-/// How an order ended.
-enum End {
-    /// The halves have taken its place, or it is not ours any more.
-    Gone,
-    /// Nothing was sent, and it is served as before.
-    Declined(String),
-    /// The master knows that the procedure is over, and it is served as before.
-    Settled,
-}
 
 impl Server {
     /// Takes an order; the work goes on in the background. Repeated orders change nothing.
     pub fn order_split(self: &Arc<Self>, order: SplitTabletOrder) -> Result<(), RpcError> {
-        let Some(tablet) = self.take_up(order.tablet, order.procedure)? else { return Ok(()) };
+        let Some(tablet) = self.standing(order.tablet)? else {
+            self.spawn_decline(order.procedure, "the tablet is not here under this epoch".into());
+            return Ok(());
+        };
+        match tablet.take_up(order.procedure) {
+            TakenUp::New => {}
+            TakenUp::Running => return Ok(()),
+            TakenUp::Over => {
+                self.spawn_decline(order.procedure, "it is over here".into());
+                return Ok(());
+            }
+        }
         let server = self.clone();
         self.tasks.spawn("split tablet", async move {
             let _operation = tablet.operation.lock().await;
@@ -78,17 +79,13 @@ async fn split(server: &Arc<Server>, tablet: &Arc<Tablet>, order: &SplitTabletOr
     }
     let end = replace(server, tablet, order.procedure, &at).await;
     let clock = &server.env.clock;
-    let (took, frozen) = (clock.since(started), since(server, frozen));
+    let (took, frozen) = (clock.since(started), clock.since(frozen));
     match &end {
         End::Gone => tracing::info!(tablet = %tablet.id, at = %at.escape_ascii(), ?took, ?frozen, "tablet is split"),
         End::Declined(reason) => tracing::info!(tablet = %tablet.id, reason, ?frozen, "tablet is not split"),
         End::Settled => tracing::info!(tablet = %tablet.id, ?took, ?frozen, "tablet is not split; thawed"),
     }
     end
-}
-
-fn since(server: &Server, moment: Moment) -> std::time::Duration {
-    server.env.clock.since(moment)
 }
 
 async fn final_flush(server: &Server, tablet: &Arc<Tablet>, alone: &MutexGuard<'_, ()>) -> Quiet {
@@ -181,7 +178,7 @@ impl Server {
     ) -> Option<Arc<Tablet>> {
         let (id, epoch) = (TabletId(row.tablet_id), Epoch(row.epoch));
         let own = self.incarnation.server_id.0;
-        let flushed = parents.iter().map(|parent| parent.store.flushed_seq()).max()?;
+        let flushed = super::merge::flushed_seq(parents);
         // A repeated answer may be old, or tell of later times: then memory does not fit the row.
         let fits = row.server_id == own
             && row.state == RowState::Opening as i32
@@ -201,6 +198,8 @@ impl Server {
             }
         };
         let tablet = Arc::new(Tablet::new(Arc::new(store), row, memory, Vec::new(), self.env.random.u64()));
-        self.tablets.finish_opening(tablet.clone()).then_some(tablet)
+        let is_here = self.tablets.finish_opening(tablet.clone());
+        self.schemas.apply(&tablet);
+        is_here.then_some(tablet)
     }
 }

@@ -300,6 +300,8 @@ impl Tablet {
         drop(positions);
         self.published.send_replace(record.last);
         self.traffic.writes.fetch_add(record.rows.len() as u64, Ordering::Relaxed);
+        let bytes: usize = record.rows.iter().map(|row| row.row.len() + row.mutations.len()).sum();
+        self.traffic.bytes_written.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// A piece of a row is durable: the log is needed from there on, but nothing is visible before the

@@ -224,3 +224,69 @@ async fn a_late_first_attempt_undoes_what_came_after_its_retry() {
         assert_eq!(number(answer.into_inner().batch), expected);
     }
 }
+
+#[tokio::test]
+async fn freezing_without_a_drain_loses_a_write_that_had_passed() {
+    let _alone = planted(Planted::FreezeWithoutDrain).await;
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", "1").await;
+    cluster.logs.hold(host.log());
+    let write = held_put!(cluster, host, "z", "1");
+    let [left, right] = host.split(&cluster, TABLET, "m").await;
+    cluster.logs.release(host.log());
+    write.await.expect("acknowledged");
+    assert_eq!(host.values(left).await, pairs(&[("a", "1")]));
+    assert_eq!(host.values(right).await, []);
+}
+
+#[tokio::test]
+async fn a_split_without_a_final_flush_loses_what_is_in_no_file() {
+    let _alone = planted(Planted::SplitWithoutFinalFlush).await;
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", "1").await;
+    let [left, _] = host.split(&cluster, TABLET, "m").await;
+    assert_eq!(host.values(left).await, []);
+}
+
+#[tokio::test]
+async fn a_parent_that_thaws_when_a_reply_is_lost_takes_writes_that_nobody_finds() {
+    let _alone = planted(Planted::SplitReplyLostThaws).await;
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", "1").await;
+    cluster.master.with(|state| state.replacement_faults.push_back(master::Fault::LostAfter));
+    let procedure = cluster.master.start(&[TABLET]);
+    host.order_split(&cluster, TABLET, procedure, "m").await;
+    cluster.until("the split is done", || cluster.master.results(procedure).is_some()).await;
+    let deadline = cluster.env.clock.now() + Duration::from_secs(10);
+    while host.try_put(TABLET, "b", "1").await.is_err() {
+        assert!(cluster.env.clock.now() < deadline, "it stays frozen");
+    }
+    let halves = cluster.master.results(procedure).expect("done");
+    let order = |row: &uruk_proto::master::MetaRow| uruk_proto::master::OpenTablet {
+        row: Some(row.clone()),
+        recovered: vec![],
+        schema: Some(schema()),
+    };
+    host.order_open(halves.iter().map(order).collect()).await;
+    host.until_serving(halves[0].tablet_id).await;
+    assert_eq!(host.values(halves[0].tablet_id).await, pairs(&[("a", "1")]));
+}
+
+#[tokio::test]
+async fn a_compaction_of_a_parent_is_sent_when_nobody_stops_it() {
+    let _alone = planted(Planted::ParentCompactionCommits).await;
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(TabletServerConfig { memtable_bytes_soft: 20_000, ..cluster.config() }).await;
+    cluster.open(&host, TABLET).await;
+    for i in 0..200 {
+        host.put(TABLET, &format!("{i:03}"), &"v".repeat(3_000)).await;
+    }
+    let [left, right] = host.split(&cluster, TABLET, "100").await;
+    assert_eq!(host.scan(left).await.len() + host.scan(right).await.len(), 200);
+}

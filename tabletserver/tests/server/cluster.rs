@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use parking_lot::Mutex;
 use uruk_base::clock::ClockSource;
 use uruk_base::commit_log::{CommitLogStore, LogId};
 use uruk_base::{Clock, Env, Moment, rpc};
@@ -72,6 +73,8 @@ pub struct Cluster {
     pub hides_recovery_files: Arc<AtomicBool>,
     /// Nor can all others.
     pub hides_files: Arc<AtomicBool>,
+    /// What was read of those, by path.
+    pub reads: Arc<Mutex<Vec<String>>>,
     pub logs: MemoryLogs,
 }
 
@@ -91,8 +94,9 @@ impl Cluster {
         });
         let clock = Arc::default();
         let logs = MemoryLogs::new(segment_bytes);
-        let (objects, hides_recovery_files, hides_files) = (Arc::default(), Arc::default(), Arc::default());
-        Cluster { env, clock, master, master_address, objects, hides_recovery_files, hides_files, logs }
+        let (objects, reads) = (Arc::default(), Arc::default());
+        let (hides_recovery_files, hides_files) = (Arc::default(), Arc::default());
+        Cluster { env, clock, master, master_address, objects, hides_recovery_files, hides_files, reads, logs }
     }
 
     pub fn config(&self) -> TabletServerConfig {
@@ -104,11 +108,11 @@ impl Cluster {
     }
 
     pub async fn start_with(&self, config: TabletServerConfig) -> Host {
-        let objects = FaultyObjects { inner: self.objects.clone(), is_unreadable: self.hides_files.clone() };
+        let (inner, is_unreadable, reads) = (self.objects.clone(), self.hides_files.clone(), self.reads.clone());
+        let objects = FaultyObjects { inner, is_unreadable, reads };
         let objects: Arc<dyn ObjectStore> = Arc::new(objects);
-        let recovery_objects =
-            FaultyObjects { inner: self.objects.clone(), is_unreadable: self.hides_recovery_files.clone() };
-        let recovery_objects = Arc::new(recovery_objects);
+        let (inner, is_unreadable) = (self.objects.clone(), self.hides_recovery_files.clone());
+        let recovery_objects = Arc::new(FaultyObjects { inner, is_unreadable, reads: Arc::default() });
         let storage = Storage { objects, recovery_objects, logs: Arc::new(self.logs.clone()) };
         // As in a process of its own: nothing is shared, not even metrics.
         let clock = Clock::from_source(self.clock.clone());
@@ -253,6 +257,36 @@ impl Host {
         let procedure = cluster.master.start(&[tablet]);
         self.order_split(cluster, tablet, procedure, at).await;
         self.until_split(cluster, procedure).await
+    }
+
+    /// Merges two neighbours; the id of what they have become, which is served.
+    pub async fn merge(&self, cluster: &Cluster, tablets: [u64; 2]) -> u64 {
+        let procedure = cluster.master.start(&tablets);
+        self.order_merge(cluster, tablets, procedure).await;
+        self.until_merged(cluster, procedure).await
+    }
+
+    pub async fn order_merge(&self, cluster: &Cluster, tablets: [u64; 2], procedure: u64) {
+        let key = |tablet: u64| {
+            let epoch = cluster.master.with(|state| state.rows.get(&tablet).map_or(0, |row| row.epoch));
+            Some(TabletKey { tablet_id: tablet, epoch })
+        };
+        let [left, right] = tablets.map(key);
+        let server_id = self.server.server_id().0;
+        let order = MergeTabletsOrder { server_id, left, right, procedure };
+        self.control().merge_tablets(order).await.expect("takes the order");
+    }
+
+    pub async fn until_merged(&self, cluster: &Cluster, procedure: u64) -> u64 {
+        cluster.until("the merge is done", || cluster.master.results(procedure).is_some()).await;
+        let merged = cluster.master.results(procedure).expect("just looked at")[0].tablet_id;
+        self.until_serving(merged).await;
+        merged
+    }
+
+    pub async fn set_schema(&self, schema: TableSchema) {
+        let request = SetSchemaRequest { server_id: self.server.server_id().0, schema: Some(schema) };
+        self.control().set_schema(request).await.expect("is set");
     }
 
     pub async fn until_split(&self, cluster: &Cluster, procedure: u64) -> [u64; 2] {

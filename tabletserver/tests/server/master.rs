@@ -45,6 +45,8 @@ pub struct State {
     /// CommitFiles of these servers is answered "fenced".
     pub dead: std::collections::BTreeSet<u64>,
     pub commits: Vec<CommitFilesRequest>,
+    /// CommitFiles made under another version of the schema is refused.
+    pub schema_version: Option<u64>,
     pub opened_calls: Vec<Vec<TabletKey>>,
     pub released: Vec<TabletKey>,
     /// Servers that said that they are about to end; and whether each release came after that.
@@ -135,6 +137,9 @@ impl State {
         let Some(row) = self.rows.get_mut(&key.tablet_id) else { return refuse("no such tablet") };
         if row.epoch != key.epoch || row.server_id != request.server_id {
             return refuse("stale epoch or server");
+        }
+        if self.schema_version.is_some_and(|version| version != request.schema_version) {
+            return refuse("another schema version");
         }
         let named = |path: &String| row.groups.iter().flat_map(|g| &g.files).any(|f| f.path == *path);
         if !request.remove.iter().all(named) {

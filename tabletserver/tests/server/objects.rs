@@ -9,12 +9,15 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::*;
+use parking_lot::Mutex;
 
 /// Reads fail while `is_unreadable`; that they fail for good is not said.
 #[derive(Debug)]
 pub struct FaultyObjects {
     pub inner: Arc<InMemory>,
     pub is_unreadable: Arc<AtomicBool>,
+    /// Paths, in the order of reads.
+    pub reads: Arc<Mutex<Vec<String>>>,
 }
 
 impl fmt::Display for FaultyObjects {
@@ -37,6 +40,7 @@ impl ObjectStore for FaultyObjects {
         if self.is_unreadable.load(Ordering::Relaxed) {
             return Err(Error::Generic { store: "faulty", source: "no answer".into() });
         }
+        self.reads.lock().push(location.to_string());
         self.inner.get_opts(location, options).await
     }
 

@@ -255,6 +255,47 @@ async fn a_close_drains_flushes_and_releases_and_the_next_owner_sees_everything(
 }
 
 #[tokio::test]
+async fn the_target_of_a_move_replays_nothing_and_reads_only_what_the_tablet_remembers() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(small(&cluster)).await;
+    cluster.open(&host, TABLET).await;
+    let rows = write_until_flushed(&cluster, &host, 2).await;
+    host.order_close(TabletKey { tablet_id: TABLET, epoch: 1 }, false).await;
+    cluster.until("it is released", || !cluster.master.with(|state| state.released.is_empty())).await;
+    cluster.master.with(|state| state.rows.get_mut(&TABLET).expect("row").needed_logs.clear());
+    let next = cluster.start().await;
+    cluster.reads.lock().clear();
+    let order = cluster.assign(&next, TABLET, vec![]);
+    next.order_open(vec![order]).await;
+    let is_open = || cluster.master.with(|state| state.opened_calls.len() == 2);
+    cluster.until("it is open", is_open).await;
+    assert_eq!(
+        *cluster.reads.lock(),
+        [cluster.master.row(TABLET).memory_file],
+        "index and blocks when they are needed"
+    );
+    next.until_serving(TABLET).await;
+    assert_eq!(next.scan(TABLET).await.len(), rows);
+}
+
+#[tokio::test]
+async fn a_close_flushes_until_little_is_left_before_it_freezes() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", &"v".repeat(1 << 20)).await;
+    cluster.master.with(|state| state.hangs_commits = true);
+    host.order_close(TabletKey { tablet_id: TABLET, epoch: 1 }, false).await;
+    let files = || cluster.objects.list(None).count().now_or_never().expect("in memory");
+    cluster.until("the files are written", || files() >= 2).await;
+    cluster.let_time_pass().await;
+    host.put(TABLET, "b", "written while the bulk is flushed").await;
+    cluster.master.with(|state| state.hangs_commits = false);
+    cluster.until("it is released", || !cluster.master.with(|state| state.released.is_empty())).await;
+    assert_eq!(cluster.master.with(|state| state.commits.len()), 2);
+}
+
+#[tokio::test]
 async fn a_closed_epoch_is_released_as_often_as_asked_and_never_comes_back() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
