@@ -68,6 +68,8 @@ impl Default for BenchOptions {
             engine: EngineConfig {
                 block_bytes: 4 << 10,
                 compression_major: Compression::Lz4,
+                compaction_bytes_per_second_max: 0,
+                compaction_file_bytes: u64::MAX,
                 ..EngineConfig::default()
             },
         }

@@ -89,6 +89,11 @@ impl Columns {
         &self.families[index]
     }
 
+    /// All families, as in the facts about a block.
+    pub fn family_bits(&self) -> u64 {
+        self.family_bits
+    }
+
     /// Whether any column of the family may be wanted.
     pub fn has_family(&self, family: FamilyId) -> bool {
         self.families.binary_search_by_key(&family, |columns| columns.family).is_ok()

@@ -2,15 +2,18 @@
 //!
 //! Invariants: (1) the inputs are neighbours in the order of sequence numbers; (2) deletions, and cells
 //! that GC rules let go, are dropped only when no file outside of the inputs that overlaps them holds
-//! anything older: else what they hide would come back.
+//! anything older: else what they hide would come back. That goes for files of other locality groups too, where
+//! they have a family in common: it has moved; (3) in each group a deletion of a whole row is newer than all
+//! that it must hide there: it was written to every group, and families move together with such deletions.
 
 pub mod policy;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use uruk_proto::RowRange;
 use uruk_proto::master::{FileRef, LocalityGroupFiles};
 use uruk_proto::schema::TableSchema;
+use uruk_proto::{FamilyId, RowRange};
 
 use super::columns::Columns;
 use super::context::EngineContext;
@@ -37,23 +40,76 @@ pub struct Compaction {
 pub struct CompactionResult {
     /// Paths of the inputs.
     pub remove: Vec<String>,
-    /// What takes their place: one file, or none when nothing is left.
-    pub add: LocalityGroupFiles,
+    /// What takes their place, by group: one file or more, or none when nothing is left. Groups that
+    /// families have moved to are among them.
+    pub add: Vec<LocalityGroupFiles>,
     /// The schema version that it worked under.
     pub schema_version: u64,
 }
 
-/// Runs a compaction of `inputs`, some of the group's `files`.
+/// The tablet's files, as a compaction sees them.
+pub(crate) struct Files {
+    /// Those to merge, newest first.
+    pub inputs: Vec<Arc<FileHandle>>,
+    /// All of their group.
+    pub group: Vec<Arc<FileHandle>>,
+    /// Those of the other groups.
+    pub elsewhere: Vec<Arc<FileHandle>>,
+}
+
+impl Files {
+    fn references(files: &[Arc<FileHandle>]) -> impl Iterator<Item = &FileRef> + Clone {
+        files.iter().map(|file| &file.reference)
+    }
+
+    /// Whether nothing that the inputs' deletions or cells bear on is older, and not among them: in their
+    /// group, or where one of their families has been before or has moved since.
+    async fn are_oldest(&self) -> Result<bool, EngineError> {
+        let inputs = || Files::references(&self.inputs);
+        let others = Files::references(&self.group).filter(|file| !inputs().any(|input| input == *file));
+        if !nothing_older_overlaps(inputs(), others) {
+            return Ok(false);
+        }
+        let mut families = BTreeSet::new();
+        for file in &self.inputs {
+            match &file.file.open().await?.properties.families {
+                Some(own) => families.extend(own.iter().copied()),
+                // An old file does not say: it is as if it had them all.
+                None => return Ok(nothing_older_overlaps(inputs(), Files::references(&self.elsewhere))),
+            }
+        }
+        let families = Vec::from_iter(families);
+        for file in &self.elsewhere {
+            if nothing_older_overlaps(inputs(), std::iter::once(&file.reference)) {
+                continue;
+            }
+            // A row's deletion has a copy in every group, so families alone decide.
+            if file.file.open().await?.properties.may_have(&families) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The families that the schema maps to other groups than this one, and to which; by id.
+pub(crate) fn moved(schema: &TableSchema, group: u32) -> Vec<(FamilyId, u32)> {
+    let families = schema.families.iter().filter(|family| family.locality_group != group);
+    let mut moved: Vec<_> = families.map(|family| (family.id, family.locality_group)).collect();
+    moved.sort_unstable();
+    moved
+}
+
+/// Runs a compaction.
 pub(crate) async fn run(
     context: &EngineContext,
     schema: &TableSchema,
     locality_group: u32,
-    inputs: &[Arc<FileHandle>],
-    files: &[Arc<FileHandle>],
-    (path, range): (&str, &RowRange),
+    files: Files,
+    range: &RowRange,
+    path: &mut (dyn FnMut(u32) -> String + Send),
 ) -> Result<CompactionResult, EngineError> {
-    let others = files.iter().filter(|file| !inputs.iter().any(|input| input.reference == file.reference));
-    let purge = match nothing_older_overlaps(inputs.iter().map(|f| &f.reference), others.map(|f| &f.reference)) {
+    let purge = match files.are_oldest().await? {
         true => Purge::Everything { columns: Columns::all(schema), now: context.env.clock.wall_micros() },
         false => Purge::Hidden,
     };
@@ -65,19 +121,26 @@ pub(crate) async fn run(
         readahead_bytes_max: readahead,
         wanted: Wanted::ALL,
     };
-    let level = inputs.iter().map(|input| input.reference.level).max().unwrap_or(0) + 1;
-    // What is merged with everything stays longest; the rest is soon merged again.
-    let compression = match inputs.len() == files.len() {
-        true => context.config.compression_major,
-        false => context.config.compression,
+    let level = files.inputs.iter().map(|input| input.reference.level).max().unwrap_or(0) + 1;
+    let is_major = files.inputs.len() == files.group.len();
+    // Families move only with all of the group's files, and so together with every deletion of whole rows
+    // that there is here: in each group such deletions cover what is older there.
+    let mut moved = if is_major { moved(schema, locality_group) } else { Vec::new() };
+    let known = || files.inputs.iter().map(|file| file.file.tail().map(|tail| &tail.properties));
+    moved.retain(|(family, _)| known().any(|known| known.is_none_or(|known| known.may_have(&[*family]))));
+    let output = Output {
+        range,
+        level,
+        group: locality_group,
+        moved,
+        is_major,
+        file_bytes_max: context.config.compaction_file_bytes,
+        path,
     };
-    let output = Output { path, range, level, compression };
-    let file = rewrite(context, Merge::new([], inputs, options), purge, output).await?;
-    Ok(CompactionResult {
-        remove: inputs.iter().map(|input| input.reference.path.clone()).collect(),
-        add: LocalityGroupFiles { locality_group, files: Vec::from_iter(file) },
-        schema_version: schema.version,
-    })
+    let add = rewrite(context, schema, Merge::new([], &files.inputs, options), purge, output).await?;
+    let mut remove: Vec<String> = files.inputs.iter().map(|input| input.reference.path.clone()).collect();
+    remove.dedup();
+    Ok(CompactionResult { remove, add, schema_version: schema.version })
 }
 
 /// Whether no file outside of the inputs may hold anything that was written before something of theirs,

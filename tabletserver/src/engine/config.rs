@@ -1,6 +1,7 @@
 //! The engine's limits, by name.
 
 use serde::{Deserialize, Serialize};
+use uruk_proto::schema::{self, TableSchema};
 
 use super::sstable::format::Compression;
 
@@ -26,6 +27,9 @@ pub struct EngineConfig {
     pub block_cache_bytes: u64,
     /// Index partitions of open files that stay in memory beside the cache.
     pub index_pinned_bytes_max: u64,
+    /// Blocks of files of in-memory locality groups that are kept whatever else is read; beyond it they go
+    /// through the cache like any block.
+    pub in_memory_bytes_max: u64,
     /// A scan that has put this much of one file into the cache puts no more of it there: what is read
     /// once must not push out what is read often.
     pub scan_cache_fill_bytes_max: u64,
@@ -51,6 +55,11 @@ pub struct EngineConfig {
     pub compaction_files_stuck: usize,
     /// Files smaller than this are always within the ratio.
     pub compaction_ratio_exempt_bytes: u64,
+    /// A file that a compaction writes ends with the row that takes it to this size.
+    pub compaction_file_bytes: u64,
+    /// All compactions of a server together write at most this much a second, and less while less will do;
+    /// flushes never wait. 0: no limit.
+    pub compaction_bytes_per_second_max: u64,
     /// Merging compactions leave larger inputs to major ones.
     pub compaction_bytes_max: u64,
     /// A major compaction is due when more than this share of a group's entries are deletions.
@@ -73,6 +82,7 @@ impl Default for EngineConfig {
             multipart_part_bytes: 8 << 20,
             block_cache_bytes: 256 << 20,
             index_pinned_bytes_max: 64 << 20,
+            in_memory_bytes_max: 256 << 20,
             scan_cache_fill_bytes_max: 8 << 20,
             readahead_bytes_max: 1 << 20,
             scan_batch_bytes: 512 << 10,
@@ -85,11 +95,44 @@ impl Default for EngineConfig {
             compaction_ratio: 1.2,
             compaction_files_stuck: 16,
             compaction_ratio_exempt_bytes: 1 << 20,
+            compaction_file_bytes: 256 << 20,
+            compaction_bytes_per_second_max: 256 << 20,
             compaction_bytes_max: 2 << 30,
             compaction_deletions_share_max: 0.3,
             compaction_expired_share_max: 0.3,
             compaction_age_seconds_max: 7 * 24 * 3600,
         }
+    }
+}
+
+/// How the files of one locality group are kept: what the schema says of it, else what the limits say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GroupOptions {
+    /// Target size of a block, before compression.
+    pub block_bytes: usize,
+    /// How flushes and merging compactions pack blocks.
+    pub compression: Compression,
+    /// How major compactions do.
+    pub compression_major: Compression,
+    /// Blocks stay in memory once they were read, as far as `in_memory_bytes_max` allows.
+    pub in_memory: bool,
+}
+
+impl GroupOptions {
+    /// Those of a group of a table.
+    pub fn of(config: &EngineConfig, schema: &TableSchema, group: u32) -> GroupOptions {
+        let group = schema.group(group);
+        let (compression, compression_major) = match group.compression {
+            schema::Compression::Auto => (config.compression, config.compression_major),
+            schema::Compression::None => (Compression::Raw, Compression::Raw),
+            schema::Compression::Lz4 => (Compression::Lz4, Compression::Lz4),
+            schema::Compression::Zstd => (Compression::Zstd, Compression::Zstd),
+        };
+        let block_bytes = match group.block_bytes {
+            0 => config.block_bytes,
+            bytes => bytes as usize,
+        };
+        GroupOptions { block_bytes, compression, compression_major, in_memory: group.in_memory }
     }
 }
 
@@ -134,6 +177,7 @@ impl EngineConfig {
                 "is below compaction_files_min",
             ),
             (self.compaction_bytes_max >= 1, "compaction_bytes_max", "is 0"),
+            (self.compaction_file_bytes >= 1, "compaction_file_bytes", "is 0"),
             (self.compaction_deletions_share_max > 0.0, "compaction_deletions_share_max", "is not positive"),
             (self.compaction_expired_share_max > 0.0, "compaction_expired_share_max", "is not positive"),
         ];

@@ -8,8 +8,9 @@ use uruk_base::Env;
 
 use super::cache::BlockCache;
 use super::config::{ConfigError, EngineConfig};
+use super::rate::CompactionRate;
 use super::sstable::FileTable;
-use super::sstable::file::IndexPins;
+use super::sstable::file::{IndexPins, Resident};
 
 /// Shared by all tablets of one server.
 pub struct EngineContext {
@@ -17,6 +18,7 @@ pub struct EngineContext {
     pub(crate) config: EngineConfig,
     pub(crate) cache: Arc<BlockCache>,
     pub(crate) files: FileTable,
+    pub(crate) compaction_rate: CompactionRate,
 }
 
 impl EngineContext {
@@ -25,8 +27,15 @@ impl EngineContext {
         config.validate()?;
         let cache = Arc::new(BlockCache::new(config.block_cache_bytes, &env.metrics));
         let pins = Arc::new(IndexPins::new(config.index_pinned_bytes_max, &env.metrics));
-        let files = FileTable::new(store, cache.clone(), pins);
-        Ok(Arc::new(EngineContext { env, config, cache, files }))
+        let resident = Arc::new(Resident::new(config.in_memory_bytes_max, &env.metrics));
+        let files = FileTable::new(store, cache.clone(), pins, resident);
+        let compaction_rate = CompactionRate::new(config.compaction_bytes_per_second_max);
+        Ok(Arc::new(EngineContext { env, config, cache, files, compaction_rate }))
+    }
+
+    /// How fast compactions may write at present, in bytes a second; 0: no limit.
+    pub fn compaction_bytes_per_second(&self) -> u64 {
+        self.compaction_rate.bytes_per_second()
     }
 
     /// The blocks of all tablets.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use uruk_proto::master::LocalityGroupFiles;
+use uruk_proto::schema::TableSchema;
 use uruk_proto::{RowRange, SeqNo};
 
 use super::context::EngineContext;
@@ -28,6 +29,7 @@ pub struct FlushResult {
 /// Writes the memtables of all groups. `path` gives a unique path for the file of a group.
 pub(crate) async fn flush(
     context: &EngineContext,
+    schema: &TableSchema,
     range: &RowRange,
     memtables: &[(u32, Arc<Memtable>)],
     flushed_seq: SeqNo,
@@ -43,10 +45,17 @@ pub(crate) async fn flush(
     let mut groups = Vec::new();
     for (group, memtable) in memtables.iter().filter(|(_, memtable)| !memtable.is_empty()) {
         let merge = Merge::new([memtable], [], options);
-        let output = Output { path: &path(*group), range, level: 0, compression: context.config.compression };
-        let file = rewrite(context, merge, Purge::Hidden, output).await?;
-        let files = Vec::from_iter(file);
-        groups.push(LocalityGroupFiles { locality_group: *group, files });
+        let output = Output {
+            range,
+            level: 0,
+            group: *group,
+            // What a family left here when it moved goes with the next major compaction.
+            moved: Vec::new(),
+            is_major: false,
+            file_bytes_max: u64::MAX,
+            path: &mut *path,
+        };
+        groups.extend(rewrite(context, schema, merge, Purge::Hidden, output).await?);
     }
     Ok(FlushResult { groups, flushed_seq })
 }

@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
-use uruk_proto::SeqNo;
+use uruk_proto::{FamilyId, SeqNo};
+
+use super::sstable::skip::family_bit;
 
 /// What an entry costs besides its value and a long key: the list's node with key and tower, a `Bytes`,
 /// and its share of the row write's buffer.
@@ -108,12 +110,19 @@ pub struct Memtable {
     entries: SkipMap<MemtableKey, Bytes>,
     bytes: AtomicU64,
     seq_max: AtomicU64,
+    /// As in the facts about a block.
+    families: AtomicU64,
 }
 
 impl Memtable {
     /// Without entries.
     pub fn new() -> Memtable {
-        Memtable { entries: SkipMap::new(), bytes: AtomicU64::new(0), seq_max: AtomicU64::new(0) }
+        Memtable {
+            entries: SkipMap::new(),
+            bytes: AtomicU64::new(0),
+            seq_max: AtomicU64::new(0),
+            families: AtomicU64::new(0),
+        }
     }
 
     /// Adds an entry; value (and a long key) should share one allocation that nobody else uses, or the count
@@ -123,6 +132,19 @@ impl Memtable {
         self.entries.get_or_insert(key, value);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.seq_max.fetch_max(seq.0, Ordering::AcqRel);
+    }
+
+    /// Says that an entry of this family comes, before it is inserted.
+    pub fn note_family(&self, family: FamilyId) {
+        let bit = family_bit(family);
+        if self.families.load(Ordering::Relaxed) & bit == 0 {
+            self.families.fetch_or(bit, Ordering::Release);
+        }
+    }
+
+    /// Whether it may have entries of families with these bits.
+    pub fn may_have(&self, family_bits: u64) -> bool {
+        self.families.load(Ordering::Acquire) & family_bits != 0
     }
 
     /// Whether it has no entry.

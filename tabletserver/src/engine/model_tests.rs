@@ -2,30 +2,32 @@
 //! changes and time, and after each the same reads on both.
 //!
 //! `URUK_MODEL_SEEDS=1000..2000 cargo test -p uruk-tabletserver model` runs other seeds, for as long as
-//! you like (`0..` never ends); `URUK_MODEL_STEPS=5000` makes each longer. A failure names its seed.
+//! you like (`0..` never ends); `URUK_MODEL_STEPS=5000` makes each longer; `URUK_MODEL_MINUTES=180` runs new
+//! seeds for three hours. A failure names its seed.
 
 mod model;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use model::{FAMILIES, Model, QUALIFIERS, ROWS};
-use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use object_store::{ObjectStore, ObjectStoreExt};
 use uruk_base::clock::{Clock, ClockSource, Moment};
 use uruk_base::{Env, Random, Tasks};
 use uruk_proto::cell_batch::{self, Row};
 use uruk_proto::master::{FileRef, LocalityGroupFiles, MetaRow};
 use uruk_proto::mutation::Mutation;
-use uruk_proto::schema::{Family, GcRule, TableSchema};
+use uruk_proto::schema::{self, Family, GcRule, LocalityGroup, TableSchema};
 use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, TableId};
 
 use super::compaction::policy::Reason;
 use super::compaction::{Compaction, CompactionResult};
 use super::filter::Qualifiers;
 use super::sstable::format::Compression;
+use super::sstable::inspect;
 use super::*;
 
 const STEPS_PER_SEED: u64 = 150;
@@ -61,6 +63,8 @@ struct World {
     held: Vec<(ReadView, Model)>,
     /// Up to which write each file tells what happened (its newest entry may be older).
     covers: BTreeMap<String, SeqNo>,
+    /// Whether a family moves between locality groups.
+    moves: bool,
     /// The other half of a split, until the halves merge again.
     sibling: Option<(MetaRow, Model)>,
 }
@@ -83,6 +87,8 @@ fn context(random: &Random, clock: &Arc<TestClock>, objects: &Arc<InMemory>) -> 
         compression_major: *random_of(random, &[Compression::Lz4, Compression::Zstd]),
         merge_piece_bytes: pick(&[1, 300, 1 << 20]),
         compaction_ratio_exempt_bytes: pick(&[0, 1 << 20]) as u64,
+        compaction_file_bytes: pick(&[1, 500, 1 << 20]) as u64,
+        in_memory_bytes_max: pick(&[0, 500, 1 << 20]) as u64,
         ..EngineConfig::default()
     };
     EngineContext::new(env, objects.clone() as Arc<dyn ObjectStore>, config).unwrap()
@@ -92,20 +98,37 @@ fn random_of<'a, T>(random: &Random, of: &'a [T]) -> &'a T {
     &of[random.range(0..of.len() as u64) as usize]
 }
 
-fn schema(random: &Random, version: u64) -> TableSchema {
-    let rule = |depth: u32| gc_rule(random, depth);
+fn schema(random: &Random, version: u64, moves: bool) -> TableSchema {
+    // Some worlds have a family that moves from group to group. It keeps all its cells: what a rule lets go
+    // for good depends on which files a family's past is in, which the model does not know.
+    let group = |i: usize| match i {
+        1 => 7,
+        2 if moves => *random_of(random, &[0, 7, 9]),
+        _ => 0,
+    };
+    let rule = |i: usize| if i == 2 && moves { GcRule::KeepAll } else { gc_rule(random, 0) };
     let family = |(i, id): (usize, &u64)| Family {
         name: format!("f{id}"),
         id: FamilyId(*id),
-        gc: rule(0),
-        locality_group: if i == 1 { 7 } else { 0 },
+        gc: rule(i),
+        locality_group: group(i),
     };
     TableSchema {
         id: TableId(1),
         name: "t".into(),
         version,
         families: FAMILIES.iter().enumerate().map(family).collect(),
+        groups: vec![local_group(random)],
         ..TableSchema::default()
+    }
+}
+
+fn local_group(random: &Random) -> LocalityGroup {
+    LocalityGroup {
+        number: 7,
+        block_bytes: *random_of(random, &[0, 300, 5000]),
+        compression: *random_of(random, &[schema::Compression::Auto, schema::Compression::None]),
+        in_memory: random.range(0..2) == 0,
     }
 }
 
@@ -126,7 +149,8 @@ impl World {
         let clock = Arc::new(TestClock(AtomicI64::new(5)));
         let objects = Arc::new(InMemory::new());
         let context = context(&random, &clock, &objects);
-        let schema = Arc::new(schema(&random, 1));
+        let moves = random.range(0..2) == 0;
+        let schema = Arc::new(schema(&random, 1, moves));
         let row = MetaRow { tablet_id: 1, table_id: 1, ..MetaRow::default() };
         let store = TabletStore::open(&context, schema.clone(), &row).unwrap();
         let model = Model::new(schema.clone());
@@ -144,6 +168,7 @@ impl World {
             held: Vec::new(),
             covers: BTreeMap::new(),
             sibling: None,
+            moves,
         }
     }
 
@@ -244,7 +269,7 @@ impl World {
     }
 
     async fn compact(&mut self) {
-        let group = if self.chance(2) { 0 } else { 7 };
+        let group = *random_of(&self.random, &[0, 7, 9]);
         let picked = match self.random.range(0..3) {
             0 => self.store.pick_compaction(),
             1 => self.store.pick_major(group),
@@ -257,9 +282,9 @@ impl World {
             }),
         };
         let Some(compaction) = picked else { return };
-        let path = self.path();
-        let result = self.store.compact(&compaction, &path).await.unwrap();
-        self.note_purge(&compaction);
+        let mut paths: Vec<String> = (0..200).map(|_| self.path()).collect();
+        let result = self.store.compact(&compaction, &mut |_| paths.pop().unwrap()).await.unwrap();
+        self.note_purge(&compaction).await;
         if self.chance(5) {
             return self.model.abort_purge(); // the commit never happened
         }
@@ -267,30 +292,48 @@ impl World {
     }
 
     /// A compaction above nothing older purges for good what GC rules let go.
-    fn note_purge(&mut self, compaction: &Compaction) {
+    async fn note_purge(&mut self, compaction: &Compaction) {
         let newest = compaction.inputs.iter().map(|file| file.max_seq).max().unwrap();
-        let files = self.store.files();
-        let files = files.iter().find(|files| files.locality_group == compaction.locality_group).unwrap();
+        let all = self.store.files();
+        let files = all.iter().find(|files| files.locality_group == compaction.locality_group).unwrap();
         let is_other = |file: &&FileRef| !compaction.inputs.contains(file);
         let rows = |file: &FileRef| RowRange::new(file.low.clone(), file.high.clone());
         let is_apart = |other: &FileRef| {
             let both = compaction.inputs.iter().map(|input| rows(input).intersect(&rows(other)));
-            other.min_seq > newest || both.clone().all(|both| both.is_empty())
+            other.min_seq >= newest || both.clone().all(|both| both.is_empty())
         };
-        if files.files.iter().filter(is_other).all(is_apart) {
+        let mut families = BTreeSet::new();
+        for file in &compaction.inputs {
+            families.extend(self.families(file).await);
+        }
+        let mut is_oldest = files.files.iter().filter(is_other).all(is_apart);
+        for file in all.iter().filter(|group| group.locality_group != compaction.locality_group).flat_map(|g| &g.files)
+        {
+            is_oldest &= is_apart(file) || self.families(file).await.is_disjoint(&families);
+        }
+        if is_oldest {
             let inputs: Vec<(RowRange, SeqNo)> =
                 compaction.inputs.iter().map(|file| (rows(file), self.covers[&file.path])).collect();
             self.model.begin_purge(compaction.locality_group, &inputs, self.clock.wall_micros());
         }
     }
 
+    /// The families that a file has.
+    async fn families(&self, file: &FileRef) -> BTreeSet<FamilyId> {
+        let content = self.objects.get(&file.path.as_str().into()).await.unwrap().bytes().await.unwrap();
+        let report = inspect::inspect(&content);
+        assert_eq!(report.damage, []);
+        BTreeSet::from_iter(report.properties.unwrap().families.unwrap())
+    }
+
     fn commit(&mut self, result: CompactionResult) {
         let upto = result.remove.iter().map(|path| self.covers[path]).max().unwrap();
-        self.covers.extend(result.add.files.iter().map(|file| (file.path.clone(), upto)));
+        let added = result.add.iter().flat_map(|group| &group.files);
+        self.covers.extend(added.map(|file| (file.path.clone(), upto)));
         for group in &mut self.row.groups {
             group.files.retain(|file| !result.remove.contains(&file.path));
         }
-        self.add(result.add);
+        result.add.into_iter().for_each(|group| self.add(group));
         self.store.install(&self.row).unwrap();
         self.model.commit_purge();
     }
@@ -351,7 +394,7 @@ impl World {
 
     fn change_schema(&mut self) {
         let version = self.schema.version + 1;
-        self.schema = Arc::new(schema(&self.random, version));
+        self.schema = Arc::new(schema(&self.random, version, self.moves));
         self.store.set_schema(self.schema.clone());
         self.model.schema = self.schema.clone();
     }
@@ -505,16 +548,32 @@ fn run_seed(seed: u64, steps: u64) {
     });
 }
 
-#[test]
-fn the_engine_shows_what_the_model_shows() {
-    let seeds = std::env::var("URUK_MODEL_SEEDS").unwrap_or_else(|_| "0..300".into());
-    let steps = std::env::var("URUK_MODEL_STEPS").map_or(STEPS_PER_SEED, |steps| steps.parse().unwrap());
-    let (start, end) = seeds.split_once("..").expect("URUK_MODEL_SEEDS is START..END or START..");
-    let end = if end.is_empty() { u64::MAX } else { end.parse().unwrap() };
-    for seed in start.parse().unwrap()..end {
+/// Seeds one after the other, until the time is up or there are no more.
+fn run_seeds(seeds: std::ops::Range<u64>, steps: u64, micros_max: i64) {
+    let clock = Env::real().clock;
+    let end = clock.wall_micros().saturating_add(micros_max);
+    for seed in seeds {
         if let Err(panic) = std::panic::catch_unwind(|| run_seed(seed, steps)) {
             eprintln!("failing seed: {seed}");
             std::panic::resume_unwind(panic);
         }
+        if clock.wall_micros() >= end {
+            return;
+        }
     }
+}
+
+#[test]
+fn the_engine_shows_what_the_model_shows() {
+    let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
+    let steps = number("URUK_MODEL_STEPS").unwrap_or(STEPS_PER_SEED);
+    if let Some(minutes) = number("URUK_MODEL_MINUTES") {
+        let first = number("URUK_MODEL_FIRST_SEED").unwrap_or_else(|| Env::real().clock.wall_micros() as u64);
+        eprintln!("seeds from {first} on, for {minutes} minutes");
+        return run_seeds(first..u64::MAX, steps, minutes as i64 * 60_000_000);
+    }
+    let seeds = std::env::var("URUK_MODEL_SEEDS").unwrap_or_else(|_| "0..300".into());
+    let (start, end) = seeds.split_once("..").expect("URUK_MODEL_SEEDS is START..END or START..");
+    let end = if end.is_empty() { u64::MAX } else { end.parse().unwrap() };
+    run_seeds(start.parse().unwrap()..end, steps, i64::MAX);
 }

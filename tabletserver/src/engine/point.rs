@@ -109,9 +109,8 @@ pub(super) async fn read(view: &ReadView, request: &ScanRequest) -> Result<Point
         fill_cache: request.fill_cache,
         prefix,
     };
-    let groups = view.version.groups_of(&columns);
     let mut sources = Vec::new();
-    for memtable in groups.clone().flat_map(|group| group.memtables()) {
+    for memtable in view.version.memtables_of(&columns) {
         let mut upper = target.prefix.clone();
         step_behind(&mut upper);
         let mut cursor = MemtableCursor::new(memtable.clone());
@@ -121,7 +120,7 @@ pub(super) async fn read(view: &ReadView, request: &ScanRequest) -> Result<Point
         }
     }
     let covers = |file: &&FileHandle| file.covers(&target.prefix) && file.may_contain(Some(target.hash));
-    let mut files = groups.flat_map(|group| group.files()).map(|file| &**file).filter(covers);
+    let mut files = view.version.files_of(&columns).map(|file| &**file).filter(covers);
     let found = match (files.next(), files.next()) {
         (None, _) => Vec::new(),
         (Some(file), None) => match find(file, &target).await? {

@@ -227,10 +227,9 @@ impl Scan {
             readahead_bytes_max: config.readahead_bytes_max,
             wanted: columns.wanted(&request.filter, now),
         };
-        let groups = view.version.groups_of(&columns);
-        let memtables = groups.clone().flat_map(|group| group.memtables());
+        let memtables = view.version.memtables_of(&columns);
         let row_hash = single_row_hash(&request.targets);
-        let files = groups.flat_map(|group| group.files()).filter(|file| file.may_contain(row_hash));
+        let files = view.version.files_of(&columns).filter(|file| file.may_contain(row_hash));
         let merge = Merge::new(memtables, files, options);
         Scan {
             merge,

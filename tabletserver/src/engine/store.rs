@@ -26,11 +26,12 @@ use uruk_proto::key;
 use uruk_proto::master::{FileRef, LocalityGroupFiles, MetaRow};
 use uruk_proto::mutation::Mutation;
 use uruk_proto::schema::TableSchema;
-use uruk_proto::{RowRange, SeqNo, TabletId};
+use uruk_proto::{FamilyId, RowRange, SeqNo, TabletId};
 
 use super::columns::Columns;
 use super::compaction::policy::{self, FileFacts, KnownFacts, Pick, Reason};
 use super::compaction::{self, Compaction, CompactionResult};
+use super::config::{EngineConfig, GroupOptions};
 use super::context::EngineContext;
 use super::error::EngineError;
 use super::filter::{Filter, Qualifiers};
@@ -101,16 +102,44 @@ impl Version {
         }
     }
 
-    /// The groups that hold any of the columns.
-    pub(super) fn groups_of<'a>(&'a self, columns: &'a Columns) -> impl Iterator<Item = &'a Group> + Clone {
-        let wanted = |group: u32| {
+    /// The groups that may hold some of the columns: those that the schema maps them to, and those that
+    /// their families have left and not all of their cells. All of such a group counts: a row's deletion
+    /// there hides what is older there, and other groups need not have it any more.
+    fn groups_of<'a>(&'a self, columns: &'a Columns) -> impl Iterator<Item = &'a Group> {
+        let is_own = |group: u32| {
             self.schema.families.iter().any(|family| family.locality_group == group && columns.has_family(family.id))
         };
-        self.groups.iter().filter(move |(number, _)| wanted(**number)).map(|(_, group)| group)
+        // Of a file that was not opened nothing is known.
+        let may_have = |file: &FileHandle| {
+            file.file.properties().is_none_or(|known| known.facts().families & columns.family_bits() != 0)
+        };
+        let is_left = move |group: &Group| {
+            group.memtables().any(|memtable| memtable.may_have(columns.family_bits()))
+                || group.files().any(|file| may_have(file))
+        };
+        self.groups.iter().filter(move |(number, group)| is_own(**number) || is_left(group)).map(|(_, group)| group)
+    }
+
+    /// The memtables that may bear on some of the columns.
+    pub(super) fn memtables_of<'a>(&'a self, columns: &'a Columns) -> impl Iterator<Item = &'a Arc<Memtable>> {
+        self.groups_of(columns).flat_map(Group::memtables)
+    }
+
+    /// The files that may bear on some of the columns.
+    pub(super) fn files_of<'a>(&'a self, columns: &'a Columns) -> impl Iterator<Item = &'a Arc<FileHandle>> {
+        self.groups_of(columns).flat_map(Group::files)
     }
 
     pub(super) fn all_files(&self) -> impl Iterator<Item = &Arc<FileHandle>> {
         self.groups.values().flat_map(Group::files)
+    }
+
+    /// Tells the files whether their group is kept in memory.
+    fn note_residents(&self, config: &EngineConfig) {
+        for (number, group) in &self.groups {
+            let in_memory = GroupOptions::of(config, &self.schema, *number).in_memory;
+            group.files.iter().for_each(|file| file.file.set_resident(in_memory));
+        }
     }
 
     fn add_schema_groups(&mut self) {
@@ -148,6 +177,7 @@ impl TabletStore {
             group.files = open_files(context, files, &[])?;
         }
         version.add_schema_groups();
+        version.note_residents(&context.config);
         Ok(TabletStore {
             context: context.clone(),
             tablet_id: TabletId(row.tablet_id),
@@ -181,6 +211,7 @@ impl TabletStore {
             next.columns = Arc::new(Columns::all(&schema));
             next.schema = schema;
             next.add_schema_groups();
+            next.note_residents(&self.context.config);
             *version = Arc::new(next);
         }
     }
@@ -208,6 +239,9 @@ impl TabletStore {
         for entry in writer.entries {
             let group = version.groups.get(&entry.group).expect("the schema's groups exist");
             let value = if entry.value == (0..buffer.len()) { buffer.clone() } else { buffer.slice(entry.value) };
+            if let Some(family) = entry.family {
+                group.active.note_family(family);
+            }
             group.active.insert(entry.key, value, entry.seq);
         }
     }
@@ -273,7 +307,8 @@ impl TabletStore {
         token: &FreezeToken,
         path: &mut (dyn FnMut(u32) -> String + Send),
     ) -> Result<FlushResult, EngineError> {
-        flush::flush(&self.context, &self.range, &token.memtables, token.upto, path).await
+        let schema = self.schema();
+        flush::flush(&self.context, &schema, &self.range, &token.memtables, token.upto, path).await
     }
 
     /// Takes over the committed row: its files, in place of the old ones and of the frozen memtables up
@@ -299,6 +334,7 @@ impl TabletStore {
                 entry.insert(Group { files: open_files(&self.context, files, &[])?, ..Group::default() });
             }
         }
+        next.note_residents(&self.context.config);
         let named = |file: &Arc<FileHandle>| next.all_files().any(|other| Arc::ptr_eq(other, file));
         let dropped: Vec<_> = version.all_files().filter(|file| !named(file)).map(Arc::downgrade).collect();
         *version = Arc::new(next);
@@ -316,11 +352,13 @@ impl TabletStore {
         let (config, now) = (&self.context.config, self.context.env.clock.wall_micros());
         version.groups.iter().find_map(|(number, group)| {
             let units = units(&group.files);
-            let facts: Vec<FileFacts> = units.iter().map(|unit| facts(&unit[0])).collect();
-            let pick = policy::pick(&facts, config).or_else(|| {
+            let facts: Vec<FileFacts> = units.iter().map(|unit| facts(unit)).collect();
+            let all = |reason| Pick { start: 0, end: units.len(), reason };
+            let has_moved = has_moved(&version.schema, *number, &group.files);
+            let pick = has_moved.then(|| all(Reason::Moved)).or_else(|| policy::pick(&facts, config)).or_else(|| {
                 let age_max = policy::age_max(&version.schema, *number);
                 let reason = policy::major_reason(&facts, age_max, now, config)?;
-                Some(Pick { start: 0, end: units.len(), reason })
+                Some(all(reason))
             });
             pick.map(|pick| compaction_of(*number, &units, pick))
         })
@@ -334,8 +372,13 @@ impl TabletStore {
         Some(compaction_of(locality_group, &units, Pick { start: 0, end: units.len(), reason: Reason::Requested }))
     }
 
-    /// Runs a compaction; the result goes to a file at `path`. Dropping the future cancels it.
-    pub async fn compact(&self, compaction: &Compaction, path: &str) -> Result<CompactionResult, EngineError> {
+    /// Runs a compaction; `path` gives a unique path for each file that it writes (argument: locality
+    /// group). Dropping the future cancels it.
+    pub async fn compact(
+        &self,
+        compaction: &Compaction,
+        path: &mut (dyn FnMut(u32) -> String + Send),
+    ) -> Result<CompactionResult, EngineError> {
         let version = self.version.read().clone();
         let group = compaction.locality_group;
         let stale = || EngineError::InvalidArgument("the tablet's files have changed since the pick".to_owned());
@@ -347,7 +390,10 @@ impl TabletStore {
         if files.iter().any(|file| shares_path(&file.reference) && !is_input(&file.reference)) {
             return Err(EngineError::InvalidArgument("some references to a file, but not all".to_owned()));
         }
-        compaction::run(&self.context, &version.schema, group, &inputs, files, (path, &self.range)).await
+        let elsewhere: Vec<_> = version.groups.iter().filter(|(number, _)| **number != group).collect();
+        let elsewhere = elsewhere.iter().flat_map(|(_, group)| &group.files).cloned().collect();
+        let files = compaction::Files { inputs, group: files.clone(), elsewhere };
+        compaction::run(&self.context, &version.schema, group, files, &self.range, path).await
     }
 
     /// Bytes of the memtables, frozen ones included.
@@ -409,16 +455,29 @@ fn open_files(
     }
     // By path among equals, so that references to one file are neighbours.
     handles.sort_by(|a, b| {
-        let key = |file: &Arc<FileHandle>| (std::cmp::Reverse(file.reference.max_seq), file.reference.path.clone());
+        let key = |file: &Arc<FileHandle>| {
+            let reference = &file.reference;
+            (std::cmp::Reverse(reference.max_seq), reference.min_seq, reference.path.clone())
+        };
         key(a).cmp(&key(b))
     });
     Ok(handles)
 }
 
-/// Runs of references to one file (a merge of tablets leaves several): a compaction takes all of them or
-/// none, since its commit removes files by path.
+/// What a compaction takes as a whole or not at all: references to one file (a merge of tablets leaves
+/// several; a commit removes files by path), and files that one compaction has cut apart by rows.
 fn units(files: &[Arc<FileHandle>]) -> Vec<&[Arc<FileHandle>]> {
-    files.chunk_by(|a, b| a.reference.path == b.reference.path).collect()
+    let is_cut =
+        |a: &FileRef, b: &FileRef| a.level > 0 && (a.min_seq, a.max_seq, a.level) == (b.min_seq, b.max_seq, b.level);
+    let is_one = |a: &FileRef, b: &FileRef| a.path == b.path || is_cut(a, b);
+    files.chunk_by(|a, b| is_one(&a.reference, &b.reference)).collect()
+}
+
+/// Whether some file has a family that the schema has moved to another group.
+fn has_moved(schema: &TableSchema, group: u32, files: &[Arc<FileHandle>]) -> bool {
+    let moved: Vec<FamilyId> = compaction::moved(schema, group).into_iter().map(|(family, _)| family).collect();
+    let known = files.iter().filter_map(|file| file.file.properties());
+    !moved.is_empty() && known.filter(|known| known.families.is_some()).any(|known| known.may_have(&moved))
 }
 
 fn frozen_sets(version: &Version) -> Vec<FreezeToken> {
@@ -436,8 +495,15 @@ fn compaction_of(locality_group: u32, units: &[&[Arc<FileHandle>]], pick: Pick) 
     Compaction { locality_group, inputs, reason: pick.reason }
 }
 
-fn facts(file: &FileHandle) -> FileFacts {
-    FileFacts { bytes: file.reference.bytes, known: file.file.properties().map(KnownFacts::from) }
+fn facts(unit: &[Arc<FileHandle>]) -> FileFacts {
+    let mut paths: Vec<(&str, &FileHandle)> = unit.iter().map(|file| (&*file.reference.path, &**file)).collect();
+    paths.dedup_by_key(|(path, _)| *path);
+    let known = paths.iter().map(|(_, file)| file.file.properties().map(KnownFacts::from));
+    let known: Option<Vec<KnownFacts>> = known.collect();
+    FileFacts {
+        bytes: unit.iter().map(|file| file.reference.bytes).sum(),
+        known: known.and_then(|known| known.into_iter().reduce(KnownFacts::merge)),
+    }
 }
 
 struct RowWriter {
@@ -449,6 +515,8 @@ struct RowWriter {
 
 struct EncodedEntry {
     group: u32,
+    /// None: the whole row.
+    family: Option<FamilyId>,
     seq: SeqNo,
     key: MemtableKey,
     /// Where its value lies in the buffer.
@@ -481,7 +549,9 @@ impl RowWriter {
         }
         let key = MemtableKey::inline(key).unwrap_or_else(|| MemtableKey::Outside(Bytes::copy_from_slice(key)));
         let value = start..self.buffer.len();
-        let mut add = |group| self.entries.push(EncodedEntry { group, seq, key: key.clone(), value: value.clone() });
+        let family = mutation.family();
+        let mut add =
+            |group| self.entries.push(EncodedEntry { group, family, seq, key: key.clone(), value: value.clone() });
         match group.flatten() {
             // A whole-row deletion hides cells in every group.
             None => version.groups.keys().copied().for_each(add),

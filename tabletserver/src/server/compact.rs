@@ -48,28 +48,32 @@ fn pick(server: &Server) -> Option<(Arc<Tablet>, Compaction)> {
 impl Server {
     async fn compact_tablet(self: &Arc<Self>, tablet: &Arc<Tablet>, compaction: &Compaction) -> Result<(), RpcError> {
         let started = self.env.clock.now();
-        let path = self.file_name(tablet, "sst");
+        let mut paths = Vec::new();
+        let mut path = |_| {
+            paths.push(self.file_name(tablet, "sst"));
+            paths[paths.len() - 1].clone()
+        };
         let compacted = tokio::select! {
             biased;
             // It is about to be given away; what comes after it begins anew.
             () = tablet.reached(|state| state != TabletState::Open) => None,
-            result = tablet.store.compact(compaction, &path) => Some(result),
+            result = tablet.store.compact(compaction, &mut path) => Some(result),
         };
         let result = match compacted {
             Some(Ok(result)) => result,
             None => {
                 tracing::info!(tablet = %tablet.id, "compaction is cancelled");
-                self.renounce(&[path]).await;
+                self.renounce(&paths).await;
                 return Ok(());
             }
             Some(Err(error)) => {
                 self.note_engine_error(tablet, &error);
                 // Nothing was offered to the master: whatever was written is ours to delete.
-                self.renounce(&[path]).await;
+                self.renounce(&paths).await;
                 return Err(RpcError::from(error));
             }
         };
-        let files: Vec<String> = result.add.files.iter().map(|file| file.path.clone()).collect();
+        let files = paths;
         let _alone = tablet.maintenance.lock().await;
         if tablet.state() != TabletState::Open && !is_planted(Planted::ParentCompactionCommits) {
             self.renounce(&files).await;
@@ -80,7 +84,7 @@ impl Server {
             tablet: Some(tablet.key()),
             schema_version: result.schema_version,
             remove: result.remove,
-            add: vec![result.add],
+            add: result.add,
             ..CommitFilesRequest::default()
         };
         // Also while the row is installed: for a moment no view names what it has replaced.

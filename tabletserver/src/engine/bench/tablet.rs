@@ -204,13 +204,13 @@ impl BenchTablet {
     }
 
     async fn compact(&self, compaction: &crate::engine::compaction::Compaction) -> Result<(), EngineError> {
-        let result = self.store.compact(compaction, &self.path()).await?;
+        let result = self.store.compact(compaction, &mut |_| self.path()).await?;
         {
             let mut row = self.row.lock();
             for group in &mut row.groups {
                 group.files.retain(|file| !result.remove.contains(&file.path));
             }
-            self.add(&mut row, result.add);
+            result.add.into_iter().for_each(|files| self.add(&mut row, files));
             self.store.install(&row)?;
         }
         self.collect(result.remove);

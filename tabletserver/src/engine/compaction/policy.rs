@@ -23,6 +23,8 @@ pub enum Reason {
     Expired,
     /// It is long ago that the files were merged.
     Age,
+    /// A family has moved to another locality group.
+    Moved,
     /// Somebody asked for a major compaction.
     Requested,
 }
@@ -64,6 +66,21 @@ pub struct KnownFacts {
     pub timestamp_max: i64,
     /// When it was written; 0 for unknown. Microseconds, as all times here.
     pub written_micros: i64,
+}
+
+impl KnownFacts {
+    /// What is known of two files together.
+    pub fn merge(self, other: KnownFacts) -> KnownFacts {
+        KnownFacts {
+            key_min: self.key_min.min(other.key_min),
+            key_max: self.key_max.max(other.key_max),
+            cells: self.cells + other.cells,
+            deletions: self.deletions + other.deletions,
+            timestamp_min: self.timestamp_min.min(other.timestamp_min),
+            timestamp_max: self.timestamp_max.max(other.timestamp_max),
+            written_micros: self.written_micros.min(other.written_micros),
+        }
+    }
 }
 
 impl From<&Properties> for KnownFacts {

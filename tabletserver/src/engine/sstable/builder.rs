@@ -71,6 +71,16 @@ impl TableBuilder {
         }
     }
 
+    /// With blocks of this size instead.
+    pub fn with_block_bytes(self, block_bytes: usize) -> TableBuilder {
+        TableBuilder { block_bytes, ..self }
+    }
+
+    /// Bytes of the file so far.
+    pub fn bytes(&self) -> u64 {
+        self.offset()
+    }
+
     /// Adds an entry behind all others.
     pub fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), DecodeError> {
         assert!(self.last_key[..] < *key, "keys ascend");

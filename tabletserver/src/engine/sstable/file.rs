@@ -4,15 +4,15 @@
 //! [`FileHandle`] is one tablet's reference to it, clipped to that tablet's rows. Opening is lazy: the
 //! tail (filter, properties, index root) is read when the first reader needs it, in one ranged read.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::OnceCell;
 use uruk_base::Metrics;
 use uruk_base::metrics::Gauge;
@@ -37,6 +37,7 @@ pub struct FileTable {
     store: Arc<dyn ObjectStore>,
     cache: Arc<BlockCache>,
     pins: Arc<IndexPins>,
+    resident: Arc<Resident>,
     next_number: AtomicU64,
     files: Mutex<HashMap<Path, Weak<SstableFile>>>,
     /// What was written here and is not named by a tablet yet, newest last.
@@ -45,11 +46,17 @@ pub struct FileTable {
 
 impl FileTable {
     /// Nobody names a file yet.
-    pub fn new(store: Arc<dyn ObjectStore>, cache: Arc<BlockCache>, pins: Arc<IndexPins>) -> FileTable {
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        cache: Arc<BlockCache>,
+        pins: Arc<IndexPins>,
+        resident: Arc<Resident>,
+    ) -> FileTable {
         FileTable {
             store,
             cache,
             pins,
+            resident,
             next_number: AtomicU64::new(1),
             files: Mutex::default(),
             written: Mutex::default(),
@@ -108,6 +115,10 @@ impl FileTable {
             cache: self.cache.clone(),
             pins: self.pins.clone(),
             pinned_bytes: AtomicU64::new(0),
+            resident: self.resident.clone(),
+            is_resident: AtomicBool::new(false),
+            resident_blocks: RwLock::default(),
+            resident_bytes: AtomicU64::new(0),
             tail: OnceCell::new(),
         }
     }
@@ -209,6 +220,30 @@ impl IndexPins {
     }
 }
 
+/// Memory for the blocks of in-memory locality groups: read once, then kept for as long as their file is
+/// open.
+#[derive(Debug)]
+pub struct Resident {
+    bytes_max: u64,
+    bytes: Gauge,
+}
+
+impl Resident {
+    /// Nothing is kept.
+    pub fn new(bytes_max: u64, metrics: &Metrics) -> Resident {
+        let bytes = metrics.register(
+            "uruk_tabletserver_in_memory_group_bytes",
+            "Blocks of in-memory locality groups, kept beside the block cache.",
+            Gauge::default(),
+        );
+        Resident { bytes_max, bytes }
+    }
+
+    fn has_room(&self) -> bool {
+        (self.bytes.get().max(0) as u64) < self.bytes_max
+    }
+}
+
 /// One file, opened when first needed.
 pub struct SstableFile {
     number: u64,
@@ -220,6 +255,12 @@ pub struct SstableFile {
     cache: Arc<BlockCache>,
     pins: Arc<IndexPins>,
     pinned_bytes: AtomicU64,
+    resident: Arc<Resident>,
+    /// Whether its blocks stay in memory.
+    is_resident: AtomicBool,
+    /// Those that do, by offset.
+    resident_blocks: RwLock<BTreeMap<u64, Block>>,
+    resident_bytes: AtomicU64,
     /// Its properties, if this process wrote it.
     written: Option<Properties>,
     tail: OnceCell<Tail>,
@@ -228,6 +269,7 @@ pub struct SstableFile {
 impl Drop for SstableFile {
     fn drop(&mut self) {
         self.pins.bytes.dec_by(self.pinned_bytes.load(Ordering::Relaxed) as i64);
+        self.resident.bytes.dec_by(self.resident_bytes.load(Ordering::Relaxed) as i64);
     }
 }
 
@@ -254,12 +296,45 @@ impl SstableFile {
 
     /// A block that is in memory.
     pub fn cached(&self, handle: Handle) -> Option<Block> {
+        if self.is_resident()
+            && let Some(block) = self.resident_blocks.read().get(&handle.offset)
+        {
+            return Some(block.clone());
+        }
         self.cache.get(self.block_id(handle))
     }
 
     /// A block, through the cache.
     pub async fn block(&self, handle: Handle) -> Result<Block, EngineError> {
+        if self.is_resident() && self.resident.has_room() {
+            self.cache.count_miss();
+            let block = self.read_block(handle).await?;
+            self.keep_resident(handle, &block);
+            return Ok(block);
+        }
         self.cache.get_or_load(self.block_id(handle), self.read_block(handle)).await
+    }
+
+    /// Whether its blocks stay in memory once they were read.
+    pub fn set_resident(&self, is_resident: bool) {
+        if self.is_resident.swap(is_resident, Ordering::Relaxed) && !is_resident {
+            let mut blocks = self.resident_blocks.write();
+            blocks.clear();
+            self.resident.bytes.dec_by(self.resident_bytes.swap(0, Ordering::Relaxed) as i64);
+        }
+    }
+
+    fn is_resident(&self) -> bool {
+        self.is_resident.load(Ordering::Relaxed)
+    }
+
+    fn keep_resident(&self, handle: Handle, block: &Block) {
+        let mut blocks = self.resident_blocks.write();
+        // Under the lock, so that nothing is kept behind a change of mind.
+        if self.is_resident() && blocks.insert(handle.offset, block.clone()).is_none() {
+            self.resident_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
+            self.resident.bytes.inc_by(block.len() as i64);
+        }
     }
 
     /// An index partition that is in memory.
@@ -298,6 +373,9 @@ impl SstableFile {
 
     /// Adds a block that was read ahead to the cache.
     pub fn keep(&self, handle: Handle, block: Block) {
+        if self.is_resident() && self.resident.has_room() {
+            return self.keep_resident(handle, &block);
+        }
         self.cache.insert(self.block_id(handle), block);
     }
 

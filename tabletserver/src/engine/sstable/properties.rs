@@ -3,9 +3,9 @@
 use bytes::{BufMut, Bytes};
 use uruk_proto::codec::{Reader, put_bytes, put_varint};
 use uruk_proto::key::{self, KeyRef, Kind};
-use uruk_proto::{DecodeError, SeqNo};
+use uruk_proto::{DecodeError, FamilyId, SeqNo};
 
-use super::skip::Facts;
+use super::skip::{Facts, family_bit};
 
 /// Counts and bounds of a file's entries.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,8 +32,10 @@ pub struct Properties {
     pub raw_bytes: u64,
     /// When the file was written, microseconds of wall time; 0 in files of version 1.
     pub written_micros: i64,
-    /// Which families it has entries of, as in [`Facts`]; all in files before version 3.
-    pub families: u64,
+    /// Which families it has entries of, ascending; None (unknown) in files before version 3.
+    pub families: Option<Vec<FamilyId>>,
+    /// Deletions of whole rows; 0 in files before version 3.
+    pub row_deletions: u64,
 }
 
 impl Properties {
@@ -51,7 +53,8 @@ impl Properties {
             rows: 0,
             raw_bytes: 0,
             written_micros: 0,
-            families: 0,
+            families: Some(Vec::new()),
+            row_deletions: 0,
         }
     }
 
@@ -59,7 +62,16 @@ impl Properties {
     pub fn add(&mut self, key: &KeyRef<'_>, bytes: usize) {
         match key.kind {
             Kind::Cell => self.cells += 1,
-            Kind::DeleteColumn | Kind::DeleteFamily | Kind::DeleteRow => self.deletions += 1,
+            Kind::DeleteColumn | Kind::DeleteFamily => self.deletions += 1,
+            Kind::DeleteRow => {
+                self.deletions += 1;
+                self.row_deletions += 1;
+            }
+        }
+        if let (Some(families), false) = (&mut self.families, key.kind == Kind::DeleteRow)
+            && let Err(at) = families.binary_search(&key.family)
+        {
+            families.insert(at, key.family);
         }
         self.seq_min = self.seq_min.min(key.seq);
         self.seq_max = self.seq_max.max(key.seq);
@@ -71,15 +83,23 @@ impl Properties {
         Facts {
             timestamp_min: self.timestamp_min,
             timestamp_max: self.timestamp_max,
-            families: self.families,
+            families: match &self.families {
+                Some(families) => families.iter().fold(0, |bits, family| bits | family_bit(*family)),
+                None => u64::MAX,
+            },
             has_deletions: self.deletions > 0,
+            has_row_deletions: self.row_deletions > 0,
         }
     }
 
-    /// Takes over what the file's blocks hold, all together.
+    /// Whether it may have entries of one of these families.
+    pub fn may_have(&self, families: &[FamilyId]) -> bool {
+        self.families.as_ref().is_none_or(|own| families.iter().any(|family| own.binary_search(family).is_ok()))
+    }
+
+    /// Takes over the times that the file's blocks hold, all together.
     pub fn set_facts(&mut self, facts: &Facts) {
         (self.timestamp_min, self.timestamp_max) = (facts.timestamp_min, facts.timestamp_max);
-        self.families = facts.families;
     }
 
     /// Entries of all kinds.
@@ -97,7 +117,11 @@ impl Properties {
             put_varint(out, number);
         }
         put_varint(out, self.written_micros.max(0) as u64);
-        put_varint(out, self.families);
+        if let Some(families) = &self.families {
+            put_varint(out, self.row_deletions);
+            put_varint(out, families.len() as u64);
+            families.iter().for_each(|family| put_varint(out, family.0));
+        }
     }
 
     /// Reads the stored form.
@@ -107,7 +131,7 @@ impl Properties {
         if key::row_prefix_len(&key_min).is_none() || key::row_prefix_len(&key_max).is_none() || key_min > key_max {
             return Err(reader.error("bad key range"));
         }
-        let properties = Properties {
+        let mut properties = Properties {
             // Copies: the block that they lie in need not stay.
             key_min: Bytes::copy_from_slice(&key_min),
             key_max: Bytes::copy_from_slice(&key_max),
@@ -120,8 +144,21 @@ impl Properties {
             rows: reader.varint()?,
             raw_bytes: reader.varint()?,
             written_micros: if reader.is_at_end() { 0 } else { reader.varint()?.min(i64::MAX as u64) as i64 },
-            families: if reader.is_at_end() { u64::MAX } else { reader.varint()? },
+            families: None,
+            row_deletions: 0,
         };
+        if !reader.is_at_end() {
+            properties.row_deletions = reader.varint()?;
+            let count = reader.varint()?;
+            let mut families = Vec::new();
+            for _ in 0..count {
+                families.push(FamilyId(reader.varint()?));
+            }
+            if !families.is_sorted_by(|a, b| a < b) {
+                return Err(reader.error("families out of order"));
+            }
+            properties.families = Some(families);
+        }
         if !reader.is_at_end() {
             return Err(reader.error("more bytes than properties"));
         }
@@ -150,19 +187,20 @@ mod tests {
                 rows: numbers[4],
                 raw_bytes: numbers[5],
                 written_micros: 1 + (numbers[0] >> 1) as i64 / 2,
-                families: 0x55,
+                families: Some(vec![FamilyId(3), FamilyId(300)]),
+                row_deletions: 7,
             };
             let mut out = Vec::new();
             properties.put(&mut out);
             prop_assert_eq!(Properties::parse(out.clone().into()).unwrap(), properties.clone());
-            let old = Properties { families: u64::MAX, ..properties.clone() };
-            out.pop();
-            prop_assert_eq!(Properties::parse(out.into()).unwrap(), old, "as version 2 wrote it");
-            let old = Properties { written_micros: 0, families: 0, ..properties };
+            let old = Properties { families: None, row_deletions: 0, ..properties.clone() };
             let mut out = Vec::new();
             old.put(&mut out);
-            out.truncate(out.len() - 2);
-            let old = Properties { families: u64::MAX, ..old };
+            prop_assert_eq!(Properties::parse(out.into()).unwrap(), old.clone(), "as version 2 wrote it");
+            let old = Properties { written_micros: 0, ..old };
+            let mut out = Vec::new();
+            old.put(&mut out);
+            out.pop();
             prop_assert_eq!(Properties::parse(out.clone().into()).unwrap(), old, "as version 1 wrote it");
             out.pop();
             prop_assert!(Properties::parse(out.into()).is_err());

@@ -1,10 +1,10 @@
 //! What a reader may leave unread: facts about a block, a partition or a file, and what a reader wants.
 //!
 //! ```text
-//! facts := flags (1 byte: 1 = deletions) smallest timestamp (i64) largest − smallest (varint) families (varint)
+//! facts := flags (1 byte: 1 = deletions, 2 = of whole rows, 4 = cells) smallest timestamp (i64) largest − smallest (varint) families (varint)
 //! ```
 //! Timestamps are those of cells (`i64::MAX` and a difference of 0 without any). `families` has the bit
-//! `id mod 64` of each family with an entry; a whole-row deletion sets all.
+//! `id mod 64` of each family with an entry; a whole-row deletion is of no family.
 //!
 //! Invariant: what is skipped holds no wanted cell, and nothing that changes what is shown of one.
 
@@ -14,6 +14,8 @@ use uruk_proto::key::{KeyRef, Kind};
 use uruk_proto::{DecodeError, FamilyId};
 
 const FLAG_DELETIONS: u8 = 1;
+const FLAG_ROW_DELETIONS: u8 = 2;
+const FLAG_CELLS: u8 = 4;
 /// Flags and the smallest timestamp.
 const FIXED_BYTES: usize = 9;
 
@@ -28,12 +30,19 @@ pub struct Facts {
     pub families: u64,
     /// Whether there is a deletion of any kind.
     pub has_deletions: bool,
+    /// Whether there is one of a whole row.
+    pub has_row_deletions: bool,
 }
 
 impl Facts {
     /// Of nothing.
-    pub const NONE: Facts =
-        Facts { timestamp_min: i64::MAX, timestamp_max: i64::MIN, families: 0, has_deletions: false };
+    pub const NONE: Facts = Facts {
+        timestamp_min: i64::MAX,
+        timestamp_max: i64::MIN,
+        families: 0,
+        has_deletions: false,
+        has_row_deletions: false,
+    };
 
     /// Counts an entry.
     pub fn add(&mut self, key: &KeyRef<'_>) {
@@ -49,7 +58,7 @@ impl Facts {
             }
             Kind::DeleteRow => {
                 self.has_deletions = true;
-                self.families = u64::MAX;
+                self.has_row_deletions = true;
             }
         }
     }
@@ -60,13 +69,19 @@ impl Facts {
         self.timestamp_max = self.timestamp_max.max(other.timestamp_max);
         self.families |= other.families;
         self.has_deletions |= other.has_deletions;
+        self.has_row_deletions |= other.has_row_deletions;
     }
 
     /// Appends the stored form.
     pub fn put(&self, out: &mut Vec<u8>) {
-        out.put_u8(if self.has_deletions { FLAG_DELETIONS } else { 0 });
-        out.put_i64_le(self.timestamp_min);
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
         let has_cells = self.timestamp_min <= self.timestamp_max;
+        out.put_u8(
+            flag(self.has_deletions, FLAG_DELETIONS)
+                | flag(self.has_row_deletions, FLAG_ROW_DELETIONS)
+                | flag(has_cells, FLAG_CELLS),
+        );
+        out.put_i64_le(self.timestamp_min);
         let difference = if has_cells { self.timestamp_max.wrapping_sub(self.timestamp_min) as u64 } else { 0 };
         put_varint(out, difference);
         put_varint(out, self.families);
@@ -77,20 +92,20 @@ impl Facts {
         let error = |why| DecodeError { what: "block facts", offset: 0, why };
         let (fixed, mut rest) = bytes.split_at_checked(FIXED_BYTES).ok_or_else(|| error("end early"))?;
         let (flags, timestamp_min) = fixed.split_at(1);
-        if flags[0] & !FLAG_DELETIONS != 0 {
+        if flags[0] & !(FLAG_DELETIONS | FLAG_ROW_DELETIONS | FLAG_CELLS) != 0 {
             return Err(error("unknown flags"));
         }
         let timestamp_min = i64::from_le_bytes(timestamp_min.try_into().expect("8 of 9 bytes"));
         let difference = varint(&mut rest).ok_or_else(|| error("end early"))?;
         let families = varint(&mut rest).filter(|_| rest.is_empty()).ok_or_else(|| error("bad families"))?;
-        let has_cells = timestamp_min != i64::MAX || difference != 0 || flags[0] & FLAG_DELETIONS == 0;
+        let has_cells = flags[0] & FLAG_CELLS != 0;
         let timestamp_max = timestamp_min.checked_add_unsigned(difference).ok_or_else(|| error("bad timestamps"))?;
         Ok(Facts {
             timestamp_min,
-            // Deletions alone: a cell at the last possible time beside them is as well not skipped for its time.
             timestamp_max: if has_cells { timestamp_max } else { i64::MIN },
             families,
             has_deletions: flags[0] & FLAG_DELETIONS != 0,
+            has_row_deletions: flags[0] & FLAG_ROW_DELETIONS != 0,
         })
     }
 }
@@ -130,7 +145,7 @@ impl Wanted {
 
     /// Whether nothing with these facts is of use.
     pub fn skips(&self, facts: &Facts) -> bool {
-        if facts.families & self.families == 0 {
+        if facts.families & self.families == 0 && !facts.has_row_deletions {
             return true;
         }
         let bounded = self.timestamp_end != i64::MAX;

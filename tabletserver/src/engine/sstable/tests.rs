@@ -172,10 +172,9 @@ fn version_2(entries: &Entries) -> Bytes {
     let handle = put(&mut out, partition.finish());
     root.add(&[], &handle.pack());
     let filter = format::Handle { offset: out.len() as u64, len: 0 };
-    properties.families = 0;
+    properties.families = None;
     let mut payload = Vec::new();
     properties.put(&mut payload);
-    payload.pop();
     let properties = put(&mut out, &payload);
     let root = put(&mut out, root.finish());
     let at = out.len();

@@ -10,7 +10,11 @@ use uruk_proto::cell_batch::{self, Row};
 use uruk_proto::schema::{Family, GcRule};
 
 use super::*;
+use crate::engine::compaction::policy::Reason;
 use crate::engine::{EngineConfig, Filter, ScanRequest, ScanTargets};
+
+/// Compactions cut files at this size.
+const FILE_BYTES: u64 = 4 << 10;
 
 fn set(family: u64, value: u64) -> Mutation {
     let value = Bytes::copy_from_slice(&value.to_be_bytes());
@@ -20,7 +24,12 @@ fn set(family: u64, value: u64) -> Mutation {
 /// Two families in two locality groups.
 fn store() -> TabletStore {
     let env = Env { tasks: Tasks::simulated(), ..Env::real() };
-    let config = EngineConfig { block_bytes: 512, scan_batch_bytes: 700, ..EngineConfig::default() };
+    let config = EngineConfig {
+        block_bytes: 512,
+        scan_batch_bytes: 700,
+        compaction_file_bytes: FILE_BYTES,
+        ..EngineConfig::default()
+    };
     let context = EngineContext::new(env, Arc::new(InMemory::new()), config).unwrap();
     let family =
         |id: u64| Family { name: format!("f{id}"), id: FamilyId(id), gc: GcRule::KeepAll, locality_group: id as u32 };
@@ -129,9 +138,9 @@ fn a_view_pins_the_files_that_it_reads() {
         let view = store.snapshot();
         let compaction = store.pick_compaction().unwrap();
         assert_eq!(compaction.inputs.len(), 4);
-        let result = store.compact(&compaction, "merged").await.unwrap();
+        let result = store.compact(&compaction, &mut |_| "merged".to_owned()).await.unwrap();
         let group = row.groups.iter_mut().find(|group| group.locality_group == 1).unwrap();
-        group.files = result.add.files;
+        group.files = result.add[0].files.clone();
         store.install(&row).unwrap();
         assert_eq!(store.pinned_files(), ["f/2-1", "f/4-1", "f/6-1", "f/8-1"]);
         assert_eq!(result.remove, ["f/8-1", "f/6-1", "f/4-1", "f/2-1"]);
@@ -233,5 +242,107 @@ fn a_scan_of_everything_leaves_what_is_read_often_in_the_cache() {
         assert_eq!(read_hot().await, 0, "twenty blocks fit");
         assert_eq!(rows(&store.snapshot()).await.unwrap().len(), 8000);
         assert_eq!(read_hot().await, 0, "the scan pushed them out");
+    });
+}
+
+/// Takes over a compaction's result.
+fn commit(store: &TabletStore, row: &mut MetaRow, result: CompactionResult) {
+    row.groups = store.files();
+    for group in &mut row.groups {
+        group.files.retain(|file| !result.remove.contains(&file.path));
+    }
+    for add in result.add {
+        match row.groups.iter_mut().find(|group| group.locality_group == add.locality_group) {
+            Some(group) => group.files.extend(add.files),
+            None => row.groups.push(add),
+        }
+    }
+    store.install(row).unwrap();
+}
+
+#[test]
+fn a_family_that_moves_to_another_group_is_read_where_it_was_until_a_compaction_takes_it_along() {
+    run(async {
+        let (store, mut row) = (store(), MetaRow::default());
+        (0..50).for_each(|i| write(&store, i));
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+        (50..100).for_each(|i| write(&store, i));
+        let mut schema = TableSchema::clone(&store.schema());
+        (schema.version, schema.families[1].locality_group) = (2, 1);
+        store.set_schema(Arc::new(schema));
+        (100..150).for_each(|i| write(&store, i));
+        let whole = async || {
+            let rows = rows(&store.snapshot()).await.unwrap();
+            assert_eq!(rows.len(), 150);
+            assert!(rows.iter().all(|row| row.cells.len() == 2), "a family is missing");
+            let filter = Filter { families: Some(vec![FamilyId(2)]), ..Filter::all() };
+            for i in [3, 70, 120] {
+                let name = format!("row{i:08}");
+                assert_eq!(store.snapshot().get(name.as_bytes(), &filter).await.unwrap().cells.len(), 1, "{name}");
+            }
+        };
+        whole().await;
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+        whole().await;
+        let compaction = store.pick_compaction().unwrap();
+        assert_eq!((compaction.locality_group, compaction.reason), (2, Reason::Moved));
+        let result = store.compact(&compaction, &mut |group| format!("moved-{group}")).await.unwrap();
+        commit(&store, &mut row, result);
+        whole().await;
+        let groups: Vec<u32> = store.files().iter().map(|group| group.locality_group).collect();
+        assert_eq!(groups, [1], "nothing is left where it was");
+    });
+}
+
+#[test]
+fn what_a_compaction_cuts_apart_is_compacted_together() {
+    run(async {
+        let (store, mut row) = (store(), MetaRow::default());
+        for i in 0..4 {
+            (0..300).for_each(|n| write(&store, 300 * i + n));
+            let token = store.freeze(store.published()).unwrap();
+            flush(&store, &mut row, &token).await;
+        }
+        let mut numbers = 0..;
+        let mut path = |_| format!("cut-{}", numbers.next().unwrap());
+        let compaction = store.pick_major(1).unwrap();
+        let result = store.compact(&compaction, &mut path).await.unwrap();
+        let files = result.add[0].files.clone();
+        assert!(files.len() > 2, "{} files", files.len());
+        assert!(files.iter().all(|file| file.bytes < 3 * FILE_BYTES), "{files:?}");
+        assert!(files[0].low.is_empty() && files[files.len() - 1].high.is_empty());
+        assert!(files.windows(2).all(|pair| pair[0].high == pair[1].low && pair[0].max_seq == pair[1].max_seq));
+        commit(&store, &mut row, result);
+        assert_eq!(rows(&store.snapshot()).await.unwrap().len(), 1200);
+        write(&store, 5000);
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+        let facts = units(&store.version.read().groups[&1].files).len();
+        assert_eq!(facts, 2, "the new file, and all that was cut apart");
+    });
+}
+
+#[test]
+fn a_deleted_row_stays_deleted_in_the_group_that_its_family_has_left() {
+    run(async {
+        let (store, mut row) = (store(), MetaRow::default());
+        write(&store, 0);
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+        let mut schema = TableSchema::clone(&store.schema());
+        (schema.version, schema.families[1].locality_group) = (2, 1);
+        store.set_schema(Arc::new(schema));
+        store.apply(SeqNo(9), b"row00000000", &[Mutation::DeleteFromRow]);
+        store.publish(SeqNo(9));
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+        // In its new group nothing is older than the deletion: its copy there goes, the other one must stay.
+        let compaction = store.pick_major(1).unwrap();
+        let result = store.compact(&compaction, &mut |group| format!("major-{group}")).await.unwrap();
+        assert_eq!(result.add, []);
+        commit(&store, &mut row, result);
+        assert_eq!(rows(&store.snapshot()).await.unwrap(), []);
     });
 }
