@@ -2,8 +2,9 @@
 //!
 //! A file goes only if (a) a committed command un-named it: then it is in the deletion queue, and the
 //! planner waits until no live server reads it, by reports that were surely gathered later; or (b) its
-//! creator is dead and nothing names it: what the sweep finds. A dead creator can have nothing named any
-//! more, so what is unnamed after its death stays unnamed for ever; or (c) it is a sorted piece of a log,
+//! creator is dead, or does not own any more the tablet that it was made for, and nothing names it: what the
+//! sweep finds. Such a creator can have it named no more, so what is unnamed then stays unnamed for ever; or
+//! (c) it is a sorted piece of a log,
 //! nothing names it, and no sort by its creator is under way: the answer that told of it was lost, and is
 //! not listened to any more. Should it be named after all, by a command whose outcome this leader does not
 //! know, the piece counts as lost and is sorted anew. Age alone never counts.
@@ -25,6 +26,8 @@ use crate::state::files::creator;
 
 /// Deletions under way at a time.
 const DELETIONS_MAX: usize = 8;
+/// Files that the sweep looks at in one go.
+const LISTED_MAX: usize = 256;
 /// Where tablet servers put their files. The sweep looks nowhere else: the store may hold more.
 const SWEPT_PREFIXES: [&str; 2] = ["tables", RECOVERY_PREFIX];
 /// Sorted pieces of logs.
@@ -54,25 +57,28 @@ pub async fn delete(shared: &Shared, term: Term, entries: Vec<(u64, Arc<str>)>) 
     }
 }
 
-/// Deletes every file that nothing names, of a dead server or of a sort that has ended.
+/// Deletes every file that nothing names and nobody can name any more.
 pub async fn sweep(shared: &Shared, term: Term) -> Outcome {
-    shared.confirm_term(term).await.map_err(|error| error.to_string())?;
     let mut deleted = 0_u64;
     for prefix in SWEPT_PREFIXES {
-        let mut listed = shared.storage.objects.list(Some(&Path::from(prefix)));
-        while let Some(file) = listed.try_next().await.map_err(|error| format!("cannot list {prefix}: {error}"))? {
-            let path = file.location.as_ref();
-            let Some(creator) = creator(path) else { continue };
-            // After the file was listed, and before its name is looked for: see the module's header.
-            let is_left = prefix == RECOVERY_PREFIX && !shared.volatile.lock().is_sorting(creator);
-            let is_orphan = shared.consensus.read(|state| {
-                (state.is_dead(creator) || is_left || is_planted(Planted::CollectedUnnamed))
-                    && !state.is_named(path)
-                    && !state.deletions.entries().values().any(|queued| **queued == *path)
-            });
-            if is_orphan {
-                delete_file(&shared.storage.objects, path).await.map_err(|error| error.to_string())?;
-                deleted += 1;
+        let mut listed = shared.storage.objects.list(Some(&Path::from(prefix))).try_chunks(LISTED_MAX);
+        while let Some(files) = listed.try_next().await.map_err(|error| format!("cannot list {prefix}: {error}"))? {
+            // After they were listed: whoever owned a tablet when its file was made is known here from now on.
+            shared.confirm_term(term).await.map_err(|error| error.to_string())?;
+            for file in files {
+                let path = file.location.as_ref();
+                let Some(creator) = creator(path) else { continue };
+                // After the file was listed, and before its name is looked for: see the module's header.
+                let is_left = prefix == RECOVERY_PREFIX && !shared.volatile.lock().is_sorting(creator);
+                let is_orphan = shared.consensus.read(|state| {
+                    (state.is_abandoned(path, creator) || is_left || is_planted(Planted::CollectedUnnamed))
+                        && !state.is_named(path)
+                        && !state.deletions.entries().values().any(|queued| **queued == *path)
+                });
+                if is_orphan {
+                    delete_file(&shared.storage.objects, path).await.map_err(|error| error.to_string())?;
+                    deleted += 1;
+                }
             }
         }
     }

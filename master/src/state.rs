@@ -97,6 +97,13 @@ impl State {
         self.ids.was_issued(server) && !self.servers.is_live(server)
     }
 
+    /// Whether no command that comes from now on can name this file, which nothing names: its creator is over,
+    /// or does not own the tablet that it was made for. What it offered under an older epoch is refused.
+    pub fn is_abandoned(&self, path: &str, creator: ServerId) -> bool {
+        let is_owned = |tablet| self.row(tablet).is_some_and(|row| row.owner() == Some(creator));
+        self.is_dead(creator) || files::tablet_of(path).is_some_and(|tablet| !is_owned(tablet))
+    }
+
     /// Whether any row or recovery names the file.
     pub fn is_named(&self, path: &str) -> bool {
         self.index.is_named(path) || self.recoveries.names(path)

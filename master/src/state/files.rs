@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use uruk_proto::ServerId;
+use uruk_proto::{ServerId, TabletId};
 
 /// The server that created the file. None for files that are not named so; nobody may sweep those.
 ///
@@ -24,6 +24,13 @@ pub fn creator(path: &str) -> Option<ServerId> {
     };
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     (is_number(server) && is_number(counter)).then(|| server.parse().ok().map(ServerId))?
+}
+
+/// The tablet that a file was made for: `tables/<table>/<tablet>/<file>`. None for other names.
+pub fn tablet_of(path: &str) -> Option<TabletId> {
+    let mut parts = path.strip_prefix("tables/")?.split('/');
+    let (_table, tablet, _file) = (parts.next()?, parts.next()?, parts.next()?);
+    parts.next().is_none().then(|| tablet.parse().ok().map(TabletId))?
 }
 
 /// Files to delete.
@@ -60,6 +67,14 @@ impl DeletionQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tablet_is_in_the_name() {
+        assert_eq!(tablet_of("tables/3/50/17-42.sst"), Some(TabletId(50)));
+        for other in ["", "tables/17-42.sst", "tables/3/17-42.sst", "tables/3/x/17-42.sst", "tables/3/50/1/17-42.sst"] {
+            assert_eq!(tablet_of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn the_creator_is_in_the_name() {

@@ -182,6 +182,20 @@ fn a_dead_servers_tablets_wait_for_its_log() {
 }
 
 #[test]
+fn a_file_is_abandoned_when_its_living_creator_lost_its_tablet() {
+    let (mut state, server, keys) = served();
+    let other = register(&mut state, 2);
+    let made_by = |server: ServerId| format!("tables/1/{}/{}-9.sst", keys[0].tablet.0, server.0);
+    assert!(!state.is_abandoned(&made_by(server), server), "it may still be named");
+    assert!(state.is_abandoned(&made_by(other), other), "its creator never had the tablet, or lost it");
+    // The names of rows and queues are looked for besides; a name without a tablet tells nothing.
+    assert!(!state.is_abandoned(&format!("tables/{}-9.sst", server.0), server));
+    assert!(state.is_abandoned(&format!("tables/1/4711/{}-9.sst", server.0), server), "the tablet is gone");
+    kill(&mut state, server);
+    assert!(state.is_abandoned(&made_by(server), server));
+}
+
+#[test]
 fn recoveries_chain_when_the_new_owner_dies_too() {
     let (mut state, first, keys) = served();
     let (second, third) = (register(&mut state, 2), register(&mut state, 3));
