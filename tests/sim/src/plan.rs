@@ -51,7 +51,7 @@ pub struct Plan {
     pub latency: Duration,
     /// Which chunk server is the one whose disk may lose data.
     pub damaged: usize,
-    /// How durable sorted recovery files are. Not synced, which is the default elsewhere, they are lost when
+    /// How durable sorted recovery files are: as by default, they are not synced, so they are lost when
     /// all machines lose power, and are made again one by one.
     pub recovery_files: Durability,
     /// Pauses of workloads are multiplied by this.

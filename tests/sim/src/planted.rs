@@ -87,8 +87,9 @@ fn suited(bug: Planted) -> &'static [Scenario] {
 fn known_seed(bug: Planted) -> u64 {
     match bug {
         Planted::UnconfirmedRenewal => 10,
-        Planted::LateReport => 9,
+        Planted::AckAfterFence => 18,
         Planted::DeathHitsSuccessor => 5,
+        Planted::TooFewAnswers | Planted::ReplayedTwice | Planted::FlushedAhead | Planted::LateFirstAttempt => 2,
         _ => 1,
     }
 }
