@@ -11,6 +11,7 @@ pub mod commit_log;
 pub mod data_folder;
 pub mod disk;
 mod env;
+pub mod inspect;
 pub mod lost_file;
 pub mod metrics;
 pub mod planted;

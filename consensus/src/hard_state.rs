@@ -110,7 +110,7 @@ impl HardState {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<HardState, String> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<HardState, String> {
     let Some((mut header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
         return Err(format!("only {} bytes", bytes.len()));
     };

@@ -14,6 +14,7 @@
 //! | `hard_state`, `snapshot` | the other files |
 //! | `network`, `service` | RPCs sent and received |
 //! | `types` | the engine's types |
+//! | `inspect` | the files for people |
 //!
 //! Invariants:
 //! 1. An acknowledged command survives as long as a majority of the members keep their folders.
@@ -26,6 +27,7 @@ mod consensus;
 mod engine_watch;
 pub mod error;
 mod hard_state;
+pub mod inspect;
 mod leadership;
 mod log;
 mod machine;

@@ -197,7 +197,7 @@ fn encode_header(meta: &SnapshotMeta, last: LogId, content: &[u8]) -> Bytes {
     out.freeze()
 }
 
-fn decode(mut bytes: Bytes) -> Result<(SnapshotMeta, Bytes), (u64, String)> {
+pub(crate) fn decode(mut bytes: Bytes) -> Result<(SnapshotMeta, Bytes), (u64, String)> {
     let short = || (0, "the file ends within the header".to_owned());
     let mut fixed = bytes.get(..FIXED_BYTES).ok_or_else(short)?;
     if !fixed.starts_with(MAGIC) {

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use uruk_proto::{FamilyId, SeqNo, key};
 use uruk_tabletserver::engine::EngineConfig;
-use uruk_tabletserver::engine::sstable::format::{Compression, Handle, unpack_payload};
+use uruk_tabletserver::engine::sstable::format::{Compression, Handle, index_value, unpack_payload};
+use uruk_tabletserver::engine::sstable::skip::Facts;
 use uruk_tabletserver::engine::sstable::{TableBuilder, inspect};
 
 fn table(compression: Compression) -> Bytes {
@@ -56,6 +57,7 @@ fn main() -> io::Result<()> {
             let stored = stored(block.handle);
             put(&folder, "stored_block", &format!("{name}-{i}"), &stored[..stored.len() - 4])?;
             put(&folder, "internal_key", &format!("{name}-{i}"), &block.key_first)?;
+            put(&folder, "index_value", &format!("{name}-{i}"), &index_value(block.handle, &Facts::NONE))?;
         }
     }
     Ok(())
