@@ -109,6 +109,9 @@ pub fn shared_prefix_len(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
+/// The value of an index entry, and the key of the entry behind it.
+pub type IndexEntry<'a> = (&'a [u8], Option<&'a [u8]>);
+
 /// An unpacked block. Cheap to clone.
 ///
 /// Beside its bytes it keeps what makes a search fast: the prefix that all restart keys share, and of each
@@ -159,7 +162,7 @@ impl Block {
 
     /// In an index block: the value of the last entry at or before `target`, and the key of the entry behind
     /// it. None when there is no such entry, or when it takes a [`BlockCursor`] to tell.
-    pub fn lookup(&self, target: &[u8]) -> Result<Option<(&[u8], Option<&[u8]>)>, DecodeError> {
+    pub fn lookup(&self, target: &[u8]) -> Result<Option<IndexEntry<'_>>, DecodeError> {
         let block = &*self.0;
         if !block.all_restart {
             return Ok(None);
