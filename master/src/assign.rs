@@ -11,6 +11,7 @@ use std::time::Duration;
 use uruk_base::Moment;
 use uruk_proto::{Epoch, ServerId, TableId, TabletId};
 
+use crate::balance::moves::PlannedMove;
 use crate::command::{Assignment, TabletKey};
 use crate::config::Tuning;
 use crate::state::State;
@@ -33,7 +34,7 @@ const ORDERS_FAILED_MAX: u32 = 3;
 const TRIM_STEP_BYTES: u64 = 1 << 20;
 
 /// One thing to do.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Action {
     /// Propose it: the lease has lapsed.
     DeclareDead(ServerId),
@@ -59,6 +60,12 @@ pub enum Action {
     GiveUp { procedure: ProcedureId, reason: String },
     /// Tell the server the newest schema of the table; its answer is its confirmation.
     SetSchema { server: ServerId, table: TableId },
+    /// Decide what to split, merge and move, and propose the first two.
+    Decide,
+    /// Propose it.
+    StartMove(PlannedMove),
+    /// Compare rows, reports and storage.
+    Check,
     /// Propose it.
     SplitMeta(MetaTabletId),
     /// Let go of a live server's flushed log.
@@ -84,6 +91,9 @@ pub enum ActionKey {
     Reshape(ProcedureId),
     GiveUp(ProcedureId),
     SetSchema(ServerId, TableId),
+    Decide,
+    StartMove(TabletId),
+    Check,
     SplitMeta(MetaTabletId),
     Trim(ServerId),
     DeleteFiles,
@@ -105,6 +115,9 @@ impl Action {
             Action::Reshape { procedure, .. } => ActionKey::Reshape(*procedure),
             Action::GiveUp { procedure, .. } => ActionKey::GiveUp(*procedure),
             Action::SetSchema { server, table } => ActionKey::SetSchema(*server, *table),
+            Action::Decide => ActionKey::Decide,
+            Action::StartMove(planned) => ActionKey::StartMove(planned.key.tablet),
+            Action::Check => ActionKey::Check,
             Action::SplitMeta(meta) => ActionKey::SplitMeta(*meta),
             Action::Trim { server, .. } => ActionKey::Trim(*server),
             Action::DeleteFiles(_) => ActionKey::DeleteFiles,
@@ -134,6 +147,7 @@ pub fn plan(state: &State, volatile: &Volatile, tuning: &Tuning, now: Now) -> Ve
     plan.meta_splits();
     plan.trims();
     plan.files();
+    plan.decisions();
     plan.actions
 }
 

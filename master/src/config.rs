@@ -73,6 +73,50 @@ pub struct Tuning {
     pub procedure_patience_ms: u64,
     /// Most tablets of a server that is drained that are on their way at a time.
     pub drain_moves_max: usize,
+    /// Tablets are split by themselves, by size and by load.
+    pub auto_split: bool,
+    /// Small cold neighbours are merged by themselves.
+    pub auto_merge: bool,
+    /// Tablets are moved by themselves, so that servers are equally loaded.
+    pub auto_balance: bool,
+    /// Splits, merges and moves are decided this often, in milliseconds.
+    pub balance_every_ms: u64,
+    /// A tablet with more bytes is split, unless its table has its own limit.
+    pub split_bytes: u64,
+    /// While a table has few tablets for the servers, its tablets are split earlier, but not below this size.
+    pub split_bytes_min: u64,
+    /// A tablet with so many requests per second is hot ...
+    pub hot_requests_per_s: u64,
+    /// ... or with so many bytes read and written per second ...
+    pub hot_bytes_per_s: u64,
+    /// ... or that takes so much of one core, in thousandths.
+    pub hot_cpu_permille: u64,
+    /// A tablet that has been hot for this long is split, in milliseconds.
+    pub hot_for_ms: u64,
+    /// A row with so much of a tablet's requests, in thousandths, is too hot for a split to help.
+    pub hot_row_permille: u32,
+    /// A tablet whose split was declined or given up is left alone for this long, in milliseconds.
+    pub split_rest_ms: u64,
+    /// Most splits that the master starts by itself and that are under way at a time.
+    pub splits_max: usize,
+    /// Neighbours with less than this part of the split size together are merged, in thousandths; below 400.
+    pub merge_bytes_permille: u64,
+    /// A tablet is not merged before it is so old, in milliseconds.
+    pub merge_age_ms: u64,
+    /// A tablet with fewer requests per second is cold.
+    pub merge_requests_per_s: u64,
+    /// Most merges that the master starts by itself and that are under way at a time.
+    pub merges_max: usize,
+    /// Nothing is moved while no server is further above the mean load than this, or twice as far below, in thousandths.
+    pub balance_tolerance_permille: u64,
+    /// Most moves of the balancer at a time.
+    pub moves_max: usize,
+    /// Most moves of the balancer to or from one server at a time.
+    pub moves_per_server_max: usize,
+    /// A tablet that the balancer has moved stays for this long, in milliseconds.
+    pub move_rest_ms: u64,
+    /// Rows, reports and storage are compared this often, in milliseconds.
+    pub check_every_ms: u64,
     /// The state is saved, and the Raft log cut, after this many entries.
     pub snapshot_every_entries: u64,
 }
@@ -102,6 +146,28 @@ impl Default for Tuning {
             renewals_waiting_max: 10_000,
             procedure_patience_ms: 120_000,
             drain_moves_max: 16,
+            auto_split: true,
+            auto_merge: true,
+            auto_balance: true,
+            balance_every_ms: 5_000,
+            split_bytes: 1 << 30,
+            split_bytes_min: 64 << 20,
+            hot_requests_per_s: 10_000,
+            hot_bytes_per_s: 64 << 20,
+            hot_cpu_permille: 500,
+            hot_for_ms: 20_000,
+            hot_row_permille: 500,
+            split_rest_ms: 600_000,
+            splits_max: 8,
+            merge_bytes_permille: 125,
+            merge_age_ms: 3_600_000,
+            merge_requests_per_s: 50,
+            merges_max: 4,
+            balance_tolerance_permille: 100,
+            moves_max: 16,
+            moves_per_server_max: 4,
+            move_rest_ms: 60_000,
+            check_every_ms: 600_000,
             snapshot_every_entries: 10_000,
         }
     }
@@ -172,10 +238,25 @@ impl Tuning {
             ("renewals_waiting_max", self.renewals_waiting_max as u64),
             ("procedure_patience_ms", self.procedure_patience_ms),
             ("drain_moves_max", self.drain_moves_max as u64),
+            ("balance_every_ms", self.balance_every_ms),
+            ("split_bytes", self.split_bytes),
+            ("split_bytes_min", self.split_bytes_min),
+            ("hot_requests_per_s", self.hot_requests_per_s),
+            ("hot_bytes_per_s", self.hot_bytes_per_s),
+            ("hot_cpu_permille", self.hot_cpu_permille),
+            ("hot_row_permille", self.hot_row_permille.into()),
+            ("splits_max", self.splits_max as u64),
+            ("merge_bytes_permille", self.merge_bytes_permille),
+            ("merges_max", self.merges_max as u64),
+            ("moves_max", self.moves_max as u64),
+            ("moves_per_server_max", self.moves_per_server_max as u64),
+            ("check_every_ms", self.check_every_ms),
             ("snapshot_every_entries", self.snapshot_every_entries),
         ] {
             check(setting, value > 0, "is zero".into())?;
         }
+        let merge = self.merge_bytes_permille;
+        check("merge_bytes_permille", merge < 400, format!("{merge}: what was merged would soon be split again"))?;
         Ok(())
     }
 

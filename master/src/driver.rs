@@ -15,7 +15,7 @@ use crate::command::{Command, Reply};
 use crate::shared::Shared;
 use crate::state::State;
 use crate::volatile::Volatile;
-use crate::{files, orders, recovery};
+use crate::{check, files, orders, recovery};
 
 /// The loop looks around at least this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ fn step(shared: &Arc<Shared>, term: Term) -> Duration {
             volatile.begin(action, now.moment);
         }
         update_metrics(shared, state, &mut volatile);
-        (actions, next_look(&volatile, now.moment))
+        (actions, next_look(&volatile, Duration::from_millis(shared.tuning.balance_every_ms), now.moment))
     });
     for action in actions {
         let shared_by_task = shared.clone();
@@ -99,9 +99,10 @@ fn step(shared: &Arc<Shared>, term: Term) -> Duration {
     rest
 }
 
-fn next_look(volatile: &Volatile, now: Moment) -> Duration {
+fn next_look(volatile: &Volatile, balance_every: Duration, now: Moment) -> Duration {
     let next = volatile.leases.next_lapse().into_iter().chain(volatile.next_retry(now)).min();
-    let rest = next.map_or(LOOK_EVERY, |next| next.saturating_since(now).min(LOOK_EVERY));
+    let look_every = LOOK_EVERY.min(balance_every);
+    let rest = next.map_or(look_every, |next| next.saturating_since(now).min(look_every));
     // Timers are coarse: a rest of nothing would spin until the moment has come.
     rest.max(Duration::from_millis(1))
 }
@@ -181,6 +182,19 @@ async fn perform(shared: &Arc<Shared>, term: Term, action: Action) -> Outcome {
             propose_done(shared, term, Command::EndProcedure { procedure, reason, micros }).await
         }
         Action::SetSchema { server, table } => orders::set_schema(shared, term, server, table).await,
+        Action::Decide => {
+            orders::decide(shared, term).await;
+            Ok(())
+        }
+        Action::StartMove(planned) => orders::start_move(shared, term, planned).await,
+        Action::Check => {
+            let findings = check::run(shared, true).await.map_err(|error| error.to_string())?;
+            let errors = findings.findings.iter().filter(|finding| finding.is_error);
+            errors.for_each(|error| tracing::error!(kind = error.kind, what = error.what, "a check found an error"));
+            let micros = shared.env.clock.wall_micros();
+            shared.volatile.lock().findings = Some((micros, findings));
+            Ok(())
+        }
         Action::SplitMeta(meta) => {
             let rows_max = shared.tuning.meta_tablet_rows_max;
             propose_done(shared, term, Command::SplitMeta { meta, rows_max }).await

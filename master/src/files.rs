@@ -29,7 +29,7 @@ const DELETIONS_MAX: usize = 8;
 /// Files that the sweep looks at in one go.
 const LISTED_MAX: usize = 256;
 /// Where tablet servers put their files. The sweep looks nowhere else: the store may hold more.
-const SWEPT_PREFIXES: [&str; 2] = ["tables", RECOVERY_PREFIX];
+pub const SWEPT_PREFIXES: [&str; 2] = ["tables", RECOVERY_PREFIX];
 /// Sorted pieces of logs.
 const RECOVERY_PREFIX: &str = "recovery";
 

@@ -23,6 +23,11 @@ use crate::status::{self, RecoveryView, ServerView, StatusView, StorageReport, T
 /// Recoveries whose timelines the overview shows in full.
 const TIMELINES_SHOWN: usize = 3;
 
+/// Tablets in the picture of a table's key space.
+const BARS_MAX: usize = 2_000;
+/// Procedures that are over and shown.
+const PROCEDURES_SHOWN: usize = 100;
+
 /// The leader tells where its page is within this time.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -39,6 +44,8 @@ pub async fn start(shared: Arc<Shared>, address: &str) -> Result<String, StartEr
         .route("/servers", get(servers))
         .route("/tables/{name}", get(table))
         .route("/recoveries/{server}", get(recovery))
+        .route("/balance", get(balance))
+        .route("/tablets/{tablet}", get(tablet))
         .route("/api/v1/{*path}", get(json))
         .layer(from_fn_with_state(shared.clone(), to_leader))
         .route("/metrics", get(metrics))
@@ -97,6 +104,34 @@ struct ServersPage {
 struct TablePage {
     table: TableView,
     tablets: Vec<TabletView>,
+    bars: Vec<Bar>,
+    max_requests: f64,
+}
+
+/// One tablet in the picture of a table's key space.
+struct Bar {
+    tablet: u64,
+    title: String,
+    /// Of the row, as a CSS `flex-grow`.
+    width: u64,
+    /// A colour for its server; empty: it has none.
+    hue: String,
+    /// Of the busiest tablet, in percent.
+    heat: u64,
+}
+
+#[derive(Template)]
+#[template(path = "balance.html")]
+struct BalancePage {
+    balance: status::BalanceView,
+    check: status::CheckView,
+    procedures: status::ProceduresView,
+}
+
+#[derive(Template)]
+#[template(path = "tablet.html")]
+struct TabletPage {
+    history: status::HistoryView,
 }
 
 #[derive(Template)]
@@ -123,7 +158,47 @@ async fn table(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> P
     let Some(table) = status::tables(&shared).into_iter().find(|table| table.name == name) else {
         return Err(PageError::NotFound(format!("there is no table {name:?}")));
     };
-    page(&TablePage { table, tablets: status::tablets(&shared, Some(&name)) })
+    let tablets = status::tablets(&shared, Some(&name));
+    let requests = |tablet: &TabletView| tablet.reads_per_s + tablet.writes_per_s;
+    let max_requests = tablets.iter().map(requests).fold(0.0, f64::max);
+    let bars = tablets.iter().take(BARS_MAX).map(|tablet| bar(tablet, requests(tablet), max_requests)).collect();
+    page(&TablePage { table, tablets, bars, max_requests })
+}
+
+fn bar(tablet: &TabletView, requests: f64, max_requests: f64) -> Bar {
+    // The golden angle keeps neighbouring numbers apart.
+    let hue = (tablet.server_id * 137) % 360;
+    let key = |key: &str, none: &str| if key.is_empty() { none.to_owned() } else { key.to_owned() };
+    Bar {
+        tablet: tablet.tablet_id,
+        title: format!(
+            "tablet-{}: {} to {}, server-{}, {}, {:.0} requests/s, {} MiB",
+            tablet.tablet_id,
+            key(&tablet.start, "first row"),
+            key(&tablet.end, "last row"),
+            tablet.server_id,
+            tablet.state,
+            requests,
+            (tablet.file_bytes + tablet.memtable_bytes) >> 20
+        ),
+        // Also an empty tablet is seen.
+        width: 1 + ((tablet.file_bytes + tablet.memtable_bytes) >> 20),
+        hue: if tablet.server_id == 0 { String::new() } else { hue.to_string() },
+        heat: if max_requests > 0.0 { (requests / max_requests * 100.0) as u64 } else { 0 },
+    }
+}
+
+async fn balance(State(shared): State<Arc<Shared>>) -> Page {
+    let mut procedures = status::procedures(&shared);
+    procedures.ended.truncate(PROCEDURES_SHOWN);
+    page(&BalancePage { balance: status::balance(&shared), check: status::check(&shared), procedures })
+}
+
+async fn tablet(State(shared): State<Arc<Shared>>, Path(tablet): Path<u64>) -> Page {
+    match status::history(&shared, tablet) {
+        Some(history) => page(&TabletPage { history }),
+        None => Err(PageError::NotFound(format!("nothing is known of tablet {tablet}"))),
+    }
 }
 
 async fn recovery(State(shared): State<Arc<Shared>>, Path(server): Path<u64>) -> Page {

@@ -6,6 +6,8 @@
 //! | `command`, `state` | what is replicated, and the pure `apply` that checks every change |
 //! | `lease`, `volatile` | what only the leader knows: leases, load, what is under way |
 //! | `assign` | the planner: a pure function of (state, volatile, now) |
+//! | `balance` | what is split, merged and moved without being asked: pure functions, too |
+//! | `check` | whether rows, reports and storage fit together |
 //! | `driver`, `recovery`, `orders`, `files` | the thin loop that performs what was planned |
 //! | `service`, `tables`, `procedures` | the RPCs |
 //! | `status`, `http` | the status page, as pages and as JSON |
@@ -13,6 +15,8 @@
 //! It never reads or writes user data.
 
 mod assign;
+mod balance;
+mod check;
 mod command;
 mod config;
 mod driver;

@@ -1,12 +1,14 @@
-//! Orders to split, to merge, and to go by another schema.
+//! Orders to split, to merge, and to go by another schema; and what the master starts by itself.
 //!
 //! Like all orders they may be repeated, and come late: the tablet server knows a procedure again by its id, a
 //! schema by its version, and the command that tells the result is checked where it takes effect.
 
 use uruk_consensus::Term;
 use uruk_proto::tablet::{MergeTabletsOrder, SetSchemaRequest, SplitTabletOrder};
-use uruk_proto::{ServerId, TableId, master};
+use uruk_proto::{ErrorCode, ServerId, TableId, master};
 
+use crate::balance::moves::PlannedMove;
+use crate::balance::{View, decide as decide_all};
 use crate::command::{Command, TabletKey};
 use crate::driver::{Outcome, propose_done};
 use crate::recovery::{call, client};
@@ -51,4 +53,85 @@ pub async fn set_schema(shared: &Shared, term: Term, server: ServerId, table: Ta
     call(shared, server, &address, shared.order_deadline(), client(shared, &address).set_schema(request)).await?;
     let version = schema.version;
     propose_done(shared, term, Command::ConfirmSchema { server, table, version }).await
+}
+
+/// Decides what to split, merge and move; starts the splits and merges. Moves wait for their turn.
+pub async fn decide(shared: &Shared, term: Term) {
+    let now = shared.now();
+    let decision = shared.consensus.read(|state| {
+        let mut volatile = shared.volatile.lock();
+        let decision = decide_all(View { state, volatile: &volatile, tuning: &shared.tuning, now });
+        volatile.decide(state, decision.clone(), shared.tuning.auto_balance);
+        decision
+    });
+    let micros = now.wall_micros;
+    for split in decision.splits {
+        let (tablet, by_load, reason) = (split.key, split.by_load, split.reason);
+        tracing::info!(tablet = %tablet.tablet, reason, "splits a tablet");
+        start(shared, term, Command::StartSplit { tablet, at: None, by_load, reason, request: 0, micros }).await;
+    }
+    for merge in decision.merges {
+        let (left, right, reason) = (merge.left, merge.right, merge.reason);
+        tracing::info!(left = %left.tablet, right = %right.tablet, reason, "merges tablets");
+        start(shared, term, Command::StartMerge { left, right, reason, request: 0, micros }).await;
+    }
+}
+
+/// What has changed since it was decided is refused, and decided anew: no failure.
+async fn start(shared: &Shared, term: Term, command: Command) {
+    if let Err(error) = shared.propose_in(term, command).await {
+        tracing::debug!(%error, "a procedure was not started");
+    }
+}
+
+/// Starts a move that the balancer has planned.
+pub async fn start_move(shared: &Shared, term: Term, planned: PlannedMove) -> Outcome {
+    let (tablet, target, reason) = (planned.key, planned.to, planned.reason);
+    tracing::info!(tablet = %tablet.tablet, from = %planned.from, to = %target, reason, "moves a tablet");
+    let micros = shared.env.clock.wall_micros();
+    let command = Command::StartMove { tablet, target, reason, request: 0, micros };
+    match shared.propose_in(term, command).await {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.code, ErrorCode::FailedPrecondition | ErrorCode::NotFound) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What the balancer would do now; with `run` the moves wait for their turn from now on.
+pub fn balance(shared: &Shared, run: bool) -> master::BalanceResponse {
+    let now = shared.now();
+    let plan = shared.consensus.read(|state| {
+        let mut volatile = shared.volatile.lock();
+        let decision = decide_all(View { state, volatile: &volatile, tuning: &shared.tuning, now });
+        let plan = decision.plan.clone();
+        if run {
+            volatile.decide(state, decision, true);
+        }
+        plan
+    });
+    if run {
+        shared.wake.notify_one();
+    }
+    let planned = |planned: PlannedMove| master::PlannedMove {
+        tablet_id: planned.key.tablet.0,
+        from: planned.from.0,
+        to: planned.to.0,
+        reason: planned.reason,
+        gain: planned.gain,
+    };
+    let count = |tablets: usize| u32::try_from(tablets).unwrap_or(u32::MAX);
+    let servers = plan.servers.iter().map(|server| master::BalancedServer {
+        server_id: server.server.0,
+        load: server.load,
+        load_after: server.load_after,
+        tablets: count(server.tablets),
+        tablets_after: count(server.tablets_after),
+    });
+    master::BalanceResponse {
+        servers: servers.collect(),
+        moves: plan.moves.into_iter().map(planned).collect(),
+        cost: plan.cost,
+        cost_after: plan.cost_after,
+        verdict: plan.verdict,
+    }
 }

@@ -9,6 +9,8 @@
 //! | `tablets`, `tablets/<table>` | `{"tablets": [`[`TabletView`]`]}` |
 //! | `servers` | `{"servers": [`[`ServerView`]`]}`, dead ones too |
 //! | `recoveries`, `recoveries/<server id>` | `{"recoveries": [`[`RecoveryView`]`]}`, oldest first |
+//! | `balance` | [`BalanceView`]: the last decision of this leader |
+//! | `check` | [`CheckView`]: what the last check found |
 //! | `procedures` | [`ProceduresView`] |
 //! | `history/<tablet id>` | [`HistoryView`] |
 //! | `storage` | [`StorageReport`], or whatever else the storage tells |
@@ -19,12 +21,14 @@ use serde::Serialize;
 
 use crate::shared::Shared;
 
+mod balance;
 mod procedures;
 mod recoveries;
 mod servers;
 mod storage;
 mod tables;
 
+pub use balance::{BalanceView, BalancedServerView, CheckView, FindingView, HotRowView, PlannedMoveView};
 pub use procedures::{EventView, HistoryView, ProcedureView, ProceduresView};
 pub use recoveries::{RecoveryView, ReopenedView, StepView};
 pub use servers::ServerView;
@@ -125,6 +129,8 @@ pub async fn json(shared: &Shared, path: &str) -> Option<Vec<u8>> {
             let found: Vec<_> = recoveries(shared).into_iter().filter(|view| view.server_id == server).collect();
             Ok(serde_json::json!({ "recoveries": found }))
         }
+        ("balance", None) => serde_json::to_value(balance(shared)),
+        ("check", None) => serde_json::to_value(check(shared)),
         ("procedures", None) => serde_json::to_value(procedures(shared)),
         ("history", Some(tablet)) => serde_json::to_value(history(shared, tablet.parse().ok()?)?),
         ("storage", None) => Ok(storage(shared).await),
@@ -200,6 +206,16 @@ pub fn recoveries(shared: &Shared) -> Vec<RecoveryView> {
 /// All procedures that run or are remembered.
 pub fn procedures(shared: &Shared) -> ProceduresView {
     shared.consensus.read(|state| procedures::all(state, &shared.volatile.lock()))
+}
+
+/// What the leader decided last about balance.
+pub fn balance(shared: &Shared) -> BalanceView {
+    balance::view(&shared.volatile.lock())
+}
+
+/// What the last check found.
+pub fn check(shared: &Shared) -> CheckView {
+    balance::check(&shared.volatile.lock())
 }
 
 /// What became of a tablet; None when nothing is known of it.

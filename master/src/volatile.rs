@@ -1,6 +1,6 @@
 //! What only the leader knows, and a new leader learns again: leases, load, what is under way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,9 @@ use uruk_proto::limits::REPORTS_IN_FLIGHT_MAX;
 use uruk_proto::{Epoch, ServerId, TabletId, master};
 
 use crate::assign::{Action, ActionKey};
+use crate::balance::Decision;
+use crate::balance::heat::Heat;
+use crate::balance::moves::PlannedMove;
 use crate::lease::Leases;
 use crate::state::State;
 use crate::state::procedures::ProcedureId;
@@ -30,6 +33,20 @@ pub struct Volatile {
     pub reshapes_taken: BTreeMap<ProcedureId, Moment>,
     /// Since when each procedure runs, as far as this leader saw.
     pub running_since: BTreeMap<ProcedureId, Moment>,
+    /// How busy each tablet is.
+    pub heat: BTreeMap<TabletId, Heat>,
+    /// Since when each hot tablet is hot, as of the last decision.
+    pub hot_since: BTreeMap<TabletId, Moment>,
+    /// When splits, merges and moves were decided last; and what.
+    pub decided: Option<Moment>,
+    pub decision: Decision,
+    /// Moves that wait for their turn.
+    pub moves: VecDeque<PlannedMove>,
+    /// When the balancer moved a tablet last.
+    pub moved_at: BTreeMap<TabletId, Moment>,
+    /// When the last check began; and what it found, when.
+    pub checked: Option<Moment>,
+    pub findings: Option<(i64, master::CheckResponse)>,
     /// Servers that end on their own.
     pub draining: BTreeSet<ServerId>,
     /// How far each live server's log was trimmed.
@@ -99,6 +116,14 @@ impl Volatile {
             closes_taken: BTreeMap::new(),
             reshapes_taken: BTreeMap::new(),
             running_since: BTreeMap::new(),
+            heat: BTreeMap::new(),
+            hot_since: BTreeMap::new(),
+            decided: None,
+            decision: Decision::default(),
+            moves: VecDeque::new(),
+            moved_at: BTreeMap::new(),
+            checked: None,
+            findings: None,
             draining: BTreeSet::new(),
             trimmed: BTreeMap::new(),
             opening_since: BTreeMap::new(),
@@ -140,7 +165,24 @@ impl Volatile {
             tablets: report.tablets.iter().map(|tablet| (TabletId(tablet.tablet_id), tablet.clone())).collect(),
             report: master::ServerLoad { tablets: Vec::new(), ..report },
         };
+        if load.interval_ms > 0 {
+            for (tablet, reported) in &load.tablets {
+                self.heat.entry(*tablet).or_default().add(reported, load.interval_ms);
+            }
+        }
         self.loads.insert(server, load);
+    }
+
+    /// Takes what was decided: moves that are planned anew take the place of those that wait.
+    pub fn decide(&mut self, state: &State, decision: Decision, start_moves: bool) {
+        self.heat.retain(|tablet, _| state.row(*tablet).is_some());
+        self.moved_at.retain(|tablet, _| state.row(*tablet).is_some());
+        self.hot_since.clone_from(&decision.hot_since);
+        self.moves.clear();
+        if start_moves {
+            self.moves.extend(decision.plan.moves.iter().cloned());
+        }
+        self.decision = decision;
     }
 
     /// Whether what the server reported last was gathered after it had told no more than `told`.
@@ -233,6 +275,12 @@ impl Volatile {
             Action::DeclareDead(server) => self.leases.condemn(*server),
             Action::DeleteFiles(entries) => self.deletion_tried = entries.last().map(|(entry, _)| *entry),
             Action::Sweep => self.swept = Some(now),
+            Action::Decide => self.decided = Some(now),
+            Action::Check => self.checked = Some(now),
+            Action::StartMove(planned) => {
+                self.moved_at.insert(planned.key.tablet, now);
+                self.moves.retain(|waiting| waiting.key != planned.key);
+            }
             _ => {}
         }
         let failures = self.flights.get(&key).map_or(0, |flight| flight.failures);

@@ -9,7 +9,9 @@ use common::World;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uruk_base::data_folder::DataFolderError;
 use uruk_master::{Master, MasterConfig, NoHealth, StartError, StorageHealth, StorageReport};
-use uruk_proto::master::{CreateTableRequest, FamilySchema, GetTableRequest, LocateRequest, StatusRequest};
+use uruk_proto::master::{
+    CreateTableRequest, FamilySchema, GetTableRequest, LocateRequest, SplitTabletRequest, StatusRequest, TabletChoice,
+};
 use uruk_proto::{ErrorCode, RpcError};
 
 async fn get(address: &str, path: &str) -> (u16, String) {
@@ -30,25 +32,34 @@ async fn the_pages_show_servers_tables_and_recoveries() {
     a.kill().await;
     world.report_death(1).await;
     world.until("the recovery is done", || async { world.recovery_state(a.id).await == "done" }).await;
+    let first = Some(TabletChoice { tablet_id: 1, ..Default::default() });
+    let split = SplitTabletRequest { tablet: first, at: "0005".into(), request: 1 };
+    assert_eq!(world.client().split_tablet(split).await.expect("split").into_inner().outcome, "done");
     let http = world.master().http_address().expect("a status page").to_owned();
     for (path, wanted) in [
-        ("/", vec!["words", "server-2", "killed by signal 9", "all tablets open", "log sealed", "4 / 4"]),
-        ("/tables/words", vec!["first row", "last row", "001", "open"]),
+        ("/", vec!["words", "server-2", "killed by signal 9", "all tablets open", "log sealed", "5 / 5"]),
+        ("/tables/words", vec!["first row", "last row", "001", "open", "by server", "by load", "flex-grow"]),
         ("/servers", vec!["server-1", "killed by signal 9"]),
         ("/recoveries/1", vec!["noticed", "ms", "done"]),
+        ("/balance", vec!["Splits, merges and moves", "split", "by command", "cost", "Check"]),
+        ("/tablets/1", vec!["born with its table", "split into"]),
+        ("/api/v1/balance", vec!["\"verdict\":", "\"hot_rows\":[]"]),
+        ("/api/v1/check", vec!["\"findings\":[]"]),
+        ("/api/v1/procedures", vec!["\"kind\":\"split\"", "\"outcome\":\"done\""]),
+        ("/api/v1/history/1", vec!["\"exists\":false", "split into"]),
         (
             "/metrics",
             vec![
-                "uruk_master_tablets_open 4",
+                "uruk_master_tablets_open 5",
                 "uruk_master_is_leader 1",
                 "uruk_master_leases_granted_total",
                 "uruk_master_recovery_seconds_count 1",
             ],
         ),
-        ("/api/v1/status", vec!["\"is_leader\":true", "\"open\":4"]),
+        ("/api/v1/status", vec!["\"is_leader\":true", "\"open\":5"]),
         ("/api/v1/tables", vec!["\"name\":\"words\""]),
         ("/api/v1/tablets", vec!["\"start\":\"001\"", "\"epoch\":2"]),
-        ("/api/v1/tablets/words", vec!["\"tablet_id\":1"]),
+        ("/api/v1/tablets/words", vec!["\"tablet_id\":2"]),
         ("/api/v1/servers", vec!["\"state\":\"live\"", "\"state\":\"dead\"", "lease_age_ms"]),
         ("/api/v1/recoveries", vec!["\"state\":\"done\"", "after_ms", "timeline"]),
         ("/api/v1/storage", vec!["null"]),
@@ -59,7 +70,7 @@ async fn the_pages_show_servers_tables_and_recoveries() {
             assert!(body.contains(text), "{path} lacks {text:?}: {body}");
         }
     }
-    for path in ["/nothing", "/tables/nothing", "/recoveries/99", "/api/v1/nothing"] {
+    for path in ["/nothing", "/tables/nothing", "/recoveries/99", "/tablets/99", "/api/v1/nothing"] {
         assert_eq!(get(&http, path).await.0, 404, "{path}");
     }
     let status = StatusRequest { path: "servers".into() };

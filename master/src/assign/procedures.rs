@@ -1,4 +1,4 @@
-//! What procedures, alterations and drains need next.
+//! What procedures, alterations, drains and decisions need next.
 
 use std::time::Duration;
 
@@ -59,6 +59,37 @@ impl Plan<'_> {
             for server in table.alteration.iter().flat_map(|alteration| &alteration.waiting) {
                 self.add(Action::SetSchema { server: *server, table: table.schema.id });
             }
+        }
+    }
+
+    /// The moves whose turn it is, then the next decisions.
+    pub(super) fn decisions(&mut self) {
+        let mut under_way: Vec<ServerId> = Vec::new();
+        for procedure in self.state.procedures.running().values() {
+            if let Work::Move { tablet, target } = &procedure.work {
+                under_way.push(*target);
+                under_way.extend(self.state.row(tablet.tablet).and_then(MetaRow::owner));
+            }
+        }
+        let running = |procedure: &&Procedure| matches!(procedure.work, Work::Move { .. });
+        let mut moves = self.state.procedures.running().values().filter(running).count();
+        for planned in &self.volatile.moves {
+            let busy = |server| under_way.iter().filter(|busy| **busy == server).count();
+            let most = busy(planned.from).max(busy(planned.to));
+            if moves < self.tuning.moves_max && most < self.tuning.moves_per_server_max {
+                moves += 1;
+                under_way.extend([planned.from, planned.to]);
+                self.add(Action::StartMove(planned.clone()));
+            }
+        }
+        let since =
+            |at: Option<uruk_base::Moment>| self.now.moment.saturating_since(at.unwrap_or(self.volatile.elected));
+        let (decided, checked) = (since(self.volatile.decided), since(self.volatile.checked));
+        if decided >= Duration::from_millis(self.tuning.balance_every_ms) {
+            self.add(Action::Decide);
+        }
+        if checked >= Duration::from_millis(self.tuning.check_every_ms) {
+            self.add(Action::Check);
         }
     }
 

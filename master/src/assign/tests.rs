@@ -1,6 +1,6 @@
 //! The planner by scripts: what happens, and what it then plans.
 //!
-//! Lines that begin with `>` are what the planner answers to `plan`. Other lines:
+//! Lines that begin with `>` are what the planner answers to `plan`, and what is decided at `decide`. Other lines:
 //!
 //! | line | what happens |
 //! |---|---|
@@ -17,6 +17,10 @@
 //! | `has-split <tablet> <key>`, `has-merged <left> <right>` | its server has done it |
 //! | `drained <server>`, `undrained <server>` | the server is to be left, by command; or not any more |
 //! | `alter <table>`, `confirmed <server> <table>` | the schema changes; the server goes by it |
+//! | `decline <tablet>` | its server does not do what it was ordered to |
+//! | `size <tablet> <MiB>`, `heat <tablet> <requests/s> [permille of the hottest row]` | how large, how busy it is |
+//! | `reports` | every server reports twice |
+//! | `tune <setting> <number>` | a setting changes |
 //! | `died <server>` | its watching parent says so |
 //! | `sealed <server> <ends of pieces>`, `sorted <log> <piece> <server>` | recorded |
 //! | `elected`, `renew <server>`, `drain <server>`, `report <server> [pinned file]` | what the leader hears |
@@ -36,6 +40,8 @@ use uruk_consensus::{StateMachine, Term};
 use uruk_proto::{SeqNo, ServerId, master};
 
 use super::*;
+use crate::balance::heat::Heat;
+use crate::balance::{View, decide};
 use crate::command::{Command, CommitFiles, FamilyChange, Reply, TabletSplit};
 use crate::lease::Leases;
 use crate::state::row::FileRef;
@@ -48,6 +54,10 @@ struct World {
     ms: u64,
     serial: u64,
     reports: BTreeMap<ServerId, u64>,
+}
+
+fn show_move(planned: &PlannedMove) -> String {
+    format!("{}@{} {}->{}", planned.key.tablet.0, planned.key.epoch.0, planned.from.0, planned.to.0)
 }
 
 fn show(action: &Action) -> String {
@@ -73,6 +83,9 @@ fn show(action: &Action) -> String {
         Action::Reshape { server, procedure } => format!("reshape {} on {}", procedure.0, server.0),
         Action::GiveUp { procedure, reason } => format!("give up {} ({reason})", procedure.0),
         Action::SetSchema { server, table } => format!("set-schema {} on {}", table.0, server.0),
+        Action::Decide => "decide".to_owned(),
+        Action::StartMove(planned) => format!("start-move {}", show_move(planned)),
+        Action::Check => "check".to_owned(),
         Action::SplitMeta(meta) => format!("split-meta {}", meta.0),
         Action::Trim { server, upto } => format!("trim {} to {upto}", server.0),
         Action::DeleteFiles(files) => {
@@ -84,7 +97,9 @@ fn show(action: &Action) -> String {
 
 impl World {
     fn new() -> World {
-        let tuning = Tuning::default();
+        // Decisions come when the script asks for them.
+        let never = 1_000_000_000_000;
+        let tuning = Tuning { balance_every_ms: never, check_every_ms: never, ..Tuning::default() };
         let volatile = Volatile::new(Leases::new(tuning.lease_at_grantor()));
         let mut world = World { state: State::new(), volatile, tuning, ms: 1_000, serial: 0, reports: BTreeMap::new() };
         world.elect();
@@ -145,6 +160,10 @@ impl World {
                     }
                 }
                 Action::Drain { tablets, .. } => self.apply(Command::Close { tablets }),
+                Action::StartMove(planned) => {
+                    let (tablet, target, reason) = (planned.key, planned.to, planned.reason);
+                    self.apply(Command::StartMove { tablet, target, reason, request: 0, micros });
+                }
                 Action::GiveUp { procedure, reason } => {
                     self.apply(Command::EndProcedure { procedure, reason, micros });
                 }
@@ -259,6 +278,39 @@ impl World {
             "confirmed" => {
                 self.apply(Command::ConfirmSchema { server: server(1), table: TableId(number(2)), version: 2 });
             }
+            "decline" => {
+                let row = self.state.row(TabletId(number(1))).unwrap();
+                let (server, procedure) = (row.owner().unwrap(), row.procedure.unwrap());
+                self.apply(Command::DeclineProcedure { server, procedure, reason: "one row".into(), micros });
+            }
+            "size" => {
+                let key = self.key(number(1));
+                let owner = self.state.row(key.tablet).and_then(|row| row.owner()).unwrap();
+                self.flush_bytes(owner, key, &[], number(2) << 20);
+            }
+            "heat" => {
+                let permille = words.get(3).map_or(0, |_| number(3) as u32);
+                let heat = Heat {
+                    requests_per_s: number(2) as f64,
+                    hottest_row: Bytes::from_static(b"row"),
+                    hottest_row_permille: permille,
+                    ..Heat::default()
+                };
+                self.volatile.heat.insert(TabletId(number(1)), heat);
+            }
+            "reports" => {
+                for _ in 0..2 {
+                    self.ms += 10;
+                    for server in self.state.servers.live().clone() {
+                        self.report(server, master::ServerLoad::default());
+                    }
+                }
+            }
+            "tune" => match words[1] {
+                "merge-age" => self.tuning.merge_age_ms = number(2),
+                "moves" => self.tuning.moves_max = number(2) as usize,
+                other => panic!("unknown setting {other}"),
+            },
             "died" => {
                 let nonce = self.state.servers.get(server(1)).unwrap().registration.nonce;
                 self.apply(Command::ReportDeath { nonce, how: "killed".into(), micros });
@@ -326,14 +378,40 @@ impl World {
         self.state.meta.rows().filter(|row| which(row)).map(|row| row.key()).collect()
     }
 
+    /// What is decided, as lines; it is noted as the driver notes it.
+    fn decide(&mut self) -> Vec<String> {
+        let view = View { state: &self.state, volatile: &self.volatile, tuning: &self.tuning, now: self.now() };
+        let decision = decide(view);
+        let name = |key: &TabletKey| format!("{}@{}", key.tablet.0, key.epoch.0);
+        let mut lines = Vec::new();
+        for split in &decision.splits {
+            let by = if split.by_load { "load" } else { "size" };
+            lines.push(format!("> split {} by {by} ({})", name(&split.key), split.reason));
+        }
+        for row in &decision.hot_rows {
+            lines.push(format!("> hot row in {}: {} permille ({})", row.tablet.0, row.permille, row.why));
+        }
+        for merge in &decision.merges {
+            lines.push(format!("> merge {} {} ({})", name(&merge.left), name(&merge.right), merge.reason));
+        }
+        lines.extend(decision.plan.moves.iter().map(|planned| format!("> move {}", show_move(planned))));
+        lines.push(format!("> {}", decision.plan.verdict));
+        self.volatile.decide(&self.state, decision, true);
+        lines
+    }
+
     /// Replaces all files of the tablet by one.
     fn flush(&mut self, server: ServerId, key: TabletKey, logs_done: &[ServerId]) {
+        self.flush_bytes(server, key, logs_done, 1);
+    }
+
+    fn flush_bytes(&mut self, server: ServerId, key: TabletKey, logs_done: &[ServerId], bytes: u64) {
         self.serial += 1;
         let row = self.state.row(key.tablet).unwrap();
         let seq = SeqNo::new(key.epoch, self.serial).unwrap();
         let path: Arc<str> = format!("tables/{}-{}", server.0, self.serial).into();
         let range = row.range.clone();
-        let file = FileRef { path, range, bytes: 1, cells: 1, min_seq: seq, max_seq: seq, level: 0 };
+        let file = FileRef { path, range, bytes, cells: 1, min_seq: seq, max_seq: seq, level: 0 };
         let commit = CommitFiles {
             server,
             key,
@@ -354,11 +432,14 @@ fn run(script: &str) {
     let mut world = World::new();
     let mut lines = script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).peekable();
     while let Some(line) = lines.next() {
-        if line != "plan" {
-            world.run(line);
-            continue;
-        }
-        let planned: Vec<String> = world.plan().iter().map(|action| format!("> {}", show(action))).collect();
+        let planned: Vec<String> = match line {
+            "plan" => world.plan().iter().map(|action| format!("> {}", show(action))).collect(),
+            "decide" => world.decide(),
+            other => {
+                world.run(other);
+                continue;
+            }
+        };
         let mut expected = Vec::new();
         while let Some(answer) = lines.next_if(|line| line.starts_with('>')) {
             expected.push(answer.to_owned());
@@ -430,4 +511,19 @@ fn a_drain_leaves_alone_what_is_in_a_procedure() {
 #[test]
 fn every_owner_is_told_the_new_schema() {
     run(include_str!("testdata/schema.txt"));
+}
+
+#[test]
+fn large_and_hot_tablets_are_split_and_hot_rows_are_told() {
+    run(include_str!("testdata/splitting.txt"));
+}
+
+#[test]
+fn small_cold_old_neighbours_are_merged() {
+    run(include_str!("testdata/merging.txt"));
+}
+
+#[test]
+fn a_new_server_gets_its_share() {
+    run(include_str!("testdata/balancing.txt"));
 }

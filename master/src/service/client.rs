@@ -15,7 +15,7 @@ use uruk_proto::{ErrorCode, RpcError, TableId};
 use crate::shared::Shared;
 use crate::state::State;
 use crate::state::row::{MetaRow, RowKey};
-use crate::{procedures, status, tables};
+use crate::{check, orders, procedures, status, tables};
 
 /// Most tablets in one answer.
 const LOCATE_MAX: usize = 1_000;
@@ -141,11 +141,13 @@ impl Master for ClientService {
         Ok(Response::new(procedures::drain(&self.0, request.into_inner()).await?))
     }
 
-    async fn balance(&self, _: Request<BalanceRequest>) -> Result<Response<BalanceResponse>, Status> {
-        Err(Status::unimplemented("balance"))
+    async fn balance(&self, request: Request<BalanceRequest>) -> Result<Response<BalanceResponse>, Status> {
+        self.0.read_linearizable().await?;
+        Ok(Response::new(orders::balance(&self.0, request.into_inner().run)))
     }
 
-    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Err(Status::unimplemented("check"))
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        self.0.read_linearizable().await?;
+        Ok(Response::new(check::run(&self.0, request.into_inner().deep).await?))
     }
 }

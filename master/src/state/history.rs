@@ -13,6 +13,8 @@ const GONE_KEPT: usize = 1_000;
 /// Something that happened to a tablet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Event {
+    /// It came with its table.
+    Born,
     /// It is the half of that one.
     SplitFrom(TabletId),
     /// It is those two.
@@ -45,6 +47,11 @@ impl History {
             Event::SplitInto(left, right) => Some((left, right)),
             _ => None,
         }
+    }
+
+    /// Tells how a tablet began, which its row tells as long as it has one.
+    pub(super) fn add_birth(&mut self, tablet: TabletId, micros: i64) {
+        self.events.entry(tablet).or_default().insert(0, (micros, Event::Born));
     }
 
     pub(super) fn add(&mut self, tablet: TabletId, micros: i64, event: Event) {

@@ -210,6 +210,11 @@ impl State {
             row.born_micros = micros;
         }
         let made: Vec<TabletId> = new.iter().map(|row| row.tablet).collect();
+        for tablet in old {
+            let row = self.row(*tablet).expect("the caller found the row");
+            let born = row.made_by.is_none().then_some(row.born_micros);
+            born.into_iter().for_each(|micros| self.history.add_birth(*tablet, micros));
+        }
         self.replace_rows(old, new);
         self.end_procedure(id, Ending::Done(made.clone()), Some(micros));
         made

@@ -112,13 +112,14 @@ pub fn history(state: &State, tablet: TabletId) -> Option<HistoryView> {
         return None;
     }
     let came = row.filter(|row| row.made_by.is_none());
-    let came = came.map(|row| EventView { micros: row.born_micros, what: "born with its table".to_owned() });
+    let came = came.map(|row| EventView { micros: row.born_micros, what: tell(Event::Born) });
     let events = events.iter().map(|(micros, event)| EventView { micros: *micros, what: tell(*event) });
     Some(HistoryView { tablet_id: tablet.0, exists: row.is_some(), events: came.into_iter().chain(events).collect() })
 }
 
 fn tell(event: Event) -> String {
     match event {
+        Event::Born => "born with its table".to_owned(),
         Event::SplitFrom(parent) => format!("split from {parent}"),
         Event::MergedFrom(left, right) => format!("merged from {left} and {right}"),
         Event::Opened(server) => format!("moved to {server}"),

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use uruk_base::commit_log::{CommitLogStore, LogError, LogId, LogRecord, LogWriter, Lsn, SealedLog};
 use uruk_base::rpc::{self, Channels};
 use uruk_base::{Env, Tasks};
-use uruk_master::{Master, MasterConfig, NoHealth, Storage};
+use uruk_master::{Master, MasterConfig, NoHealth, Storage, Tuning};
 use uruk_proto::master::master_client::MasterClient;
 use uruk_proto::master::master_control_client::MasterControlClient;
 use uruk_proto::master::*;
@@ -107,11 +107,19 @@ pub struct World {
     pub lease_ms: u32,
     pub renewal_ms: u32,
     pub sweep_every_ms: u64,
+    /// What the test wants otherwise.
+    pub tune: fn(&mut Tuning),
 }
 
 impl World {
     /// A master, freshly made, with leases of `lease_ms`.
     pub async fn start(lease_ms: u32) -> World {
+        // Nothing happens by itself.
+        World::start_with(lease_ms, |tuning| tuning.balance_every_ms = 3_600_000).await
+    }
+
+    /// The same, with other settings.
+    pub async fn start_with(lease_ms: u32, tune: fn(&mut Tuning)) -> World {
         let env = Env::real();
         let holds = Arc::<Mutex<Holds>>::default();
         let logs = Arc::new(FakeLogs { holds: holds.clone(), ..FakeLogs::default() });
@@ -128,6 +136,7 @@ impl World {
             lease_ms,
             renewal_ms: 100,
             sweep_every_ms: 500,
+            tune,
         };
         world.start_master().await;
         world
@@ -148,6 +157,7 @@ impl World {
         config.tuning.renewal_ms = self.renewal_ms;
         config.tuning.meta_tablet_rows_max = 5;
         config.tuning.sweep_every_ms = self.sweep_every_ms;
+        (self.tune)(&mut config.tuning);
         let master = Master::start(&self.env, config, self.storage(), Arc::new(NoHealth)).await.expect("starts");
         self.address = master.address().to_owned();
         self.master = Some(master);
@@ -346,7 +356,8 @@ async fn flush(shared: &Arc<FakeShared>, row: MetaRow) {
     let path = format!("tables/{}/{}-{number}.sst", row.table_id, shared.id);
     shared.objects.put(&path.as_str().into(), "data".into()).await.expect("stored");
     let seq = row.epoch << 40 | number;
-    let file = FileRef { path, bytes: 4, cells: 1, min_seq: seq, max_seq: seq, ..FileRef::default() };
+    let file =
+        FileRef { path, bytes: reshape::width(&row) / 10, cells: 1, min_seq: seq, max_seq: seq, ..FileRef::default() };
     let request = CommitFilesRequest {
         server_id: shared.id,
         tablet: Some(TabletKey { tablet_id: row.tablet_id, epoch: row.epoch }),

@@ -113,8 +113,18 @@ async fn decline(shared: &Arc<FakeShared>, procedure: u64, key: TabletKey) {
 }
 
 fn middle(row: &MetaRow) -> bytes::Bytes {
+    let (start, end) = numbers(row);
+    format!("{:03}", (start + end) / 2).into()
+}
+
+/// How many of the keys from 000 to 999 it has.
+pub fn width(row: &MetaRow) -> u64 {
+    let (start, end) = numbers(row);
+    end.saturating_sub(start)
+}
+
+fn numbers(row: &MetaRow) -> (u64, u64) {
     let number =
         |key: &[u8], default| std::str::from_utf8(key).ok().and_then(|key| key.parse().ok()).unwrap_or(default);
-    let (start, end): (u64, u64) = (number(&row.start, 0), number(&row.end, 1_000));
-    format!("{:03}", (start + end) / 2).into()
+    (number(&row.start, 0), number(&row.end, 1_000))
 }
