@@ -151,11 +151,13 @@ async fn files(shared: &Shared, deep: bool) -> Result<Vec<CheckFinding>, RpcErro
     Ok(findings)
 }
 
-/// Of the living, a file may just be on its way to be named.
+/// Of an owner, a file may just be on its way to be named.
 fn unnamed(state: &State, named: &BTreeSet<String>, listed: &BTreeSet<String>) -> Vec<CheckFinding> {
     let queued = state.unnamed_files();
     let is_orphan = |path: &&String| {
-        !state.is_named(path) && !queued.contains(*path) && creator(path).is_none_or(|creator| state.is_dead(creator))
+        !state.is_named(path)
+            && !queued.contains(*path)
+            && creator(path).is_none_or(|creator| state.is_abandoned(path, creator))
     };
     let orphans = listed.difference(named).filter(is_orphan).take(FINDINGS_MAX);
     let remedy = |path: &str| match creator(path) {

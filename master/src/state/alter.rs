@@ -112,15 +112,8 @@ fn altered(
                     return refuse(Reason::NotFound, format!("family {} does not exist", family.name));
                 };
                 let old = &mut schema.families[place];
-                // Reads look for a family in the files of its group alone.
-                if old.locality_group != family.locality_group {
-                    let message = format!(
-                        "family {} is in locality group {}; moving its data to group {} is not possible yet",
-                        family.name, old.locality_group, family.locality_group
-                    );
-                    return refuse(Reason::FailedPrecondition, message);
-                }
-                old.gc = family.gc;
+                // Files move with compactions: until then reads look in both groups.
+                (old.gc, old.locality_group) = (family.gc, family.locality_group);
             }
             FamilyChange::Drop(name) => {
                 let Some(place) = place(&schema.families, &name) else {

@@ -482,12 +482,13 @@ fn families_come_change_and_go_under_new_ids() {
     alter(&mut state, 0, vec![FamilyChange::Create(family("g"))]);
     assert!(schema(&state).family("g").unwrap().id > id);
     assert_eq!(schema(&state).version, 4);
-    let moved = Family { locality_group: 1, ..family("f") };
+    alter(&mut state, 0, vec![FamilyChange::Update(Family { locality_group: 1, ..family("f") })]);
+    let moved = schema(&state).family("f").unwrap().clone();
+    assert_eq!((moved.id, moved.locality_group), (first, 1), "it is the same family in another group");
     for (bad, reason) in [
         (FamilyChange::Create(family("g")), Reason::AlreadyExists),
         (FamilyChange::Create(family("a b")), Reason::InvalidArgument),
         (FamilyChange::Update(family("h")), Reason::NotFound),
-        (FamilyChange::Update(moved), Reason::FailedPrecondition),
         (FamilyChange::Drop("h".into()), Reason::NotFound),
     ] {
         let before = state.clone();
