@@ -113,7 +113,7 @@ impl State {
 
     pub(super) fn commit_files(&mut self, commit: CommitFiles) -> Applied {
         self.require_live_reporter(commit.server)?;
-        let commit = if is_planted(Planted::ParentCompactionCommits) { self.to_heir(commit) } else { commit };
+        let commit = if is_planted(Planted::ParentCompactionCommits) { self.inherit(commit) } else { commit };
         let row = self.owned_row(commit.server, commit.key)?;
         match row.commit_number(commit.number) {
             CommitNumber::Repeated => return Ok(Reply::Row(Box::new(row.clone()))),
@@ -146,7 +146,7 @@ impl State {
     }
 
     /// The bug: what a tablet that was split has compacted is put into its left half, and taken out of both.
-    fn to_heir(&mut self, commit: CommitFiles) -> CommitFiles {
+    fn inherit(&mut self, commit: CommitFiles) -> CommitFiles {
         let Some((left, right)) = self.history.heirs(commit.key.tablet) else { return commit };
         let Some(key) = self.row(left).map(MetaRow::key) else { return commit };
         if self.row(right).is_some() {
