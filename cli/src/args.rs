@@ -54,7 +54,7 @@ pub enum Command {
     Import(import::Import),
     /// Show the cluster: servers, tables, tablets, splits, merges and moves, recoveries
     Status(status::Status),
-    /// Kill things on purpose and measure what clients notice
+    /// Kill, split, merge, move things on purpose and measure what clients notice
     #[command(subcommand)]
     Drill(drill::Drill),
     /// Show what a table file holds, and where it is damaged

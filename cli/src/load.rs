@@ -5,6 +5,7 @@ pub mod availability;
 pub mod keyspace;
 pub mod ledger;
 pub mod linked_list;
+pub mod pause;
 pub mod record;
 pub mod sources;
 pub mod traffic;

@@ -1,4 +1,4 @@
-//! `uruk drill`: kills things on purpose and measures what clients notice.
+//! `uruk drill`: kills, splits, merges, moves things on purpose and measures what clients notice.
 
 use std::process::ExitCode;
 
@@ -9,15 +9,19 @@ use crate::command::dev;
 use crate::process::Durability;
 
 mod chaos;
+mod grow;
 mod kill_process;
 mod kill_tabletserver;
 mod pause_tabletserver;
+mod reshape;
+mod restart;
 mod stage;
 mod stop_tabletserver;
 
+use reshape::Operation;
 pub use stage::signal;
 
-/// Kill things on purpose and measure what clients notice.
+/// Kill, split, merge, move things on purpose and measure what clients notice.
 #[derive(Subcommand, Debug)]
 pub enum Drill {
     /// Kill tablet servers (kill -9) with unflushed writes, under load
@@ -28,6 +32,16 @@ pub enum Drill {
     StopTabletserver(stop_tabletserver::Options),
     /// Kill a master, controller, chunk server or watching parent (kill -9) under load
     KillProcess(kill_process::Options),
+    /// Split tablets under load and measure how long writes pause
+    Split(reshape::Options),
+    /// Merge tablets under load and measure how long writes pause
+    Merge(reshape::Options),
+    /// Move tablets under load and measure how long writes pause
+    Move(reshape::Options),
+    /// Load a table that starts as one tablet, watch it split and spread, delete most, watch it merge back
+    Grow(grow::Options),
+    /// Restart every tablet server in turn under load: no request may fail
+    Restart(restart::Options),
     /// Kill, stop and restart processes of every kind at random under a linked-list load
     Chaos(chaos::Options),
 }
@@ -74,6 +88,11 @@ pub async fn run(drill: Drill) -> Result<ExitCode> {
         Drill::PauseTabletserver(options) => pause_tabletserver::run(options).await,
         Drill::StopTabletserver(options) => stop_tabletserver::run(options).await,
         Drill::KillProcess(options) => kill_process::run(options).await,
+        Drill::Split(options) => reshape::run(Operation::Split, options).await,
+        Drill::Merge(options) => reshape::run(Operation::Merge, options).await,
+        Drill::Move(options) => reshape::run(Operation::Move, options).await,
+        Drill::Grow(options) => grow::run(options).await,
+        Drill::Restart(options) => restart::run(options).await,
         Drill::Chaos(options) => chaos::run(options).await,
     }
 }

@@ -21,8 +21,8 @@ pub const QUALIFIER: &[u8] = b"load";
 const ERROR_DELAY: Duration = Duration::from_millis(20);
 /// The long scan rests after this many rows.
 const SCAN_ROWS_BETWEEN_PAUSES: u64 = 200;
-/// Violations kept with their texts; more are only counted.
-const VIOLATIONS_SHOWN_MAX: usize = 20;
+/// Violations and failures kept with their texts; more are only counted.
+const TEXTS_SHOWN_MAX: usize = 20;
 
 /// What kind of traffic.
 #[derive(Clone, Debug)]
@@ -60,6 +60,8 @@ struct Shared {
     scans: AtomicU64,
     violations: Mutex<Vec<String>>,
     violation_count: AtomicU64,
+    failures: Mutex<Vec<String>>,
+    failure_count: AtomicU64,
     pause_micros: AtomicU64,
 }
 
@@ -76,6 +78,10 @@ pub struct TrafficReport {
     pub violations: u64,
     /// The first of them.
     pub violation_texts: Vec<String>,
+    /// Calls that ended with an error, in spite of the client's retries.
+    pub failed_requests: u64,
+    /// The first of them.
+    pub failure_texts: Vec<String>,
 }
 
 impl Traffic {
@@ -92,6 +98,8 @@ impl Traffic {
             scans: AtomicU64::new(0),
             violations: Mutex::default(),
             violation_count: AtomicU64::new(0),
+            failures: Mutex::default(),
+            failure_count: AtomicU64::new(0),
             pause_micros: AtomicU64::new(pause.as_micros() as u64),
         });
         for writer in 0..shared.spec.writers {
@@ -124,7 +132,14 @@ impl Traffic {
             scans: self.shared.scans.load(Ordering::Relaxed),
             violations: self.shared.violation_count.load(Ordering::Relaxed),
             violation_texts: self.shared.violations.lock().clone(),
+            failed_requests: self.shared.failure_count.load(Ordering::Relaxed),
+            failure_texts: self.shared.failures.lock().clone(),
         }
+    }
+
+    /// Rows acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.shared.ledger().acknowledged()
     }
 }
 
@@ -136,8 +151,16 @@ impl Shared {
     fn violation(&self, text: String) {
         self.violation_count.fetch_add(1, Ordering::Relaxed);
         let mut violations = self.violations.lock();
-        if violations.len() < VIOLATIONS_SHOWN_MAX {
+        if violations.len() < TEXTS_SHOWN_MAX {
             violations.push(text);
+        }
+    }
+
+    fn failure(&self, what: &str, error: &Error) {
+        self.failure_count.fetch_add(1, Ordering::Relaxed);
+        let mut failures = self.failures.lock();
+        if failures.len() < TEXTS_SHOWN_MAX {
+            failures.push(format!("{what}: {error}"));
         }
     }
 
@@ -172,6 +195,9 @@ async fn write(shared: Arc<Shared>, tasks: Tasks, writer: u32) {
         while !open.is_empty() && !tasks.is_cancelled() {
             let rows = open.iter().map(|n| shared.row(WriteId { writer, n: *n })).collect();
             let results = shared.table.mutate_rows(rows).await;
+            if let Some(Err(error)) = results.iter().find(|result| result.is_err()) {
+                shared.failure("a write", error);
+            }
             let mut again = Vec::new();
             for (n, result) in open.iter().zip(&results) {
                 match result.as_ref().map_err(Error::outcome) {
@@ -219,6 +245,7 @@ async fn read(shared: Arc<Shared>, reader: u32) {
             }
             Err(error) => {
                 tracing::debug!(%error, "a reader waits");
+                shared.failure("a read", &error);
                 shared.env.clock.sleep(ERROR_DELAY).await;
             }
         }
@@ -247,6 +274,7 @@ async fn scan(shared: Arc<Shared>) {
                 Ok(row) => row,
                 Err(error) => {
                     tracing::debug!(%error, "the long scan breaks off");
+                    shared.failure("the long scan", &error);
                     whole = false;
                     break;
                 }

@@ -20,7 +20,8 @@ use crate::output::human_count;
 
 /// The drill's table.
 pub const TABLE: &str = "drill";
-const FAMILY: &str = "f";
+/// The family that the load uses.
+pub const FAMILY: &str = "f";
 /// The cluster must be whole again within this time after each blow.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
