@@ -40,6 +40,10 @@ pub enum Command {
     /// Spread tablets over the servers now, or show what the balancer would do
     Balance(balance::Balance),
     /// Compare tablets, servers and files; exit code 1 on errors
+    ///
+    /// Looks for holes and overlaps in key ranges, tablets with two owners or none, references to missing
+    /// files, files without references, and logs that nobody needs. It changes nothing. Each finding says what
+    /// to do about it; what passes by itself is shown, but is no error.
     Check(check::Check),
     /// Restart all tablet servers, one after the other
     #[command(subcommand)]

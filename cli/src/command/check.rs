@@ -12,11 +12,7 @@ use crate::command::admin;
 use crate::command::connect::Connect;
 use crate::output::{human_count, print_table};
 
-/// Compare tablets, servers and files; exit code 1 on errors. Changes nothing.
-///
-/// Looks for holes and overlaps in key ranges, tablets with two owners or none, references to missing
-/// files, files without references, and logs that nobody needs. Each finding says what to do about it;
-/// what passes by itself is shown, but is no error.
+/// What `check` takes.
 #[derive(Args, Debug)]
 pub struct Check {
     /// List the storage too, for files that nothing names

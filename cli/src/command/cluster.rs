@@ -24,15 +24,15 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Subcommand, Debug)]
 pub enum Cluster {
     /// Restart every tablet server, one after the other, without a failed request
+    ///
+    /// Each tablet server in turn is drained, asked to end (SIGTERM), and started again by its watching
+    /// parent; the next one's turn comes when it is back and every tablet is open. The servers must run on
+    /// this machine, as those of `uruk dev` do: elsewhere, do the same with `uruk server drain` and the tool
+    /// that runs your processes.
     Restart(Restart),
 }
 
 /// What `cluster restart` takes.
-///
-/// Each tablet server in turn is drained, asked to end (SIGTERM), and started again by its watching
-/// parent; the next one's turn comes when it is back and every tablet is open. The servers must run on
-/// this machine, as those of `uruk dev` do: elsewhere, do the same with `uruk server drain` and the tool
-/// that runs your processes.
 #[derive(Args, Debug)]
 pub struct Restart {
     /// One server after the other: the only way there is

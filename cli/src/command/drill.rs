@@ -33,10 +33,13 @@ pub enum Drill {
     /// Kill a master, controller, chunk server or watching parent (kill -9) under load
     KillProcess(kill_process::Options),
     /// Split tablets under load and measure how long writes pause
+    #[command(after_long_help = reshape::HOW_IT_MEASURES, after_help = "--help says how the pause is measured.")]
     Split(reshape::Options),
     /// Merge tablets under load and measure how long writes pause
+    #[command(after_long_help = reshape::HOW_IT_MEASURES, after_help = "--help says how the pause is measured.")]
     Merge(reshape::Options),
     /// Move tablets under load and measure how long writes pause
+    #[command(after_long_help = reshape::HOW_IT_MEASURES, after_help = "--help says how the pause is measured.")]
     Move(reshape::Options),
     /// Load a table that starts as one tablet, watch it split and spread, delete most, watch it merge back
     Grow(grow::Options),

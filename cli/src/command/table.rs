@@ -19,6 +19,8 @@ pub enum Table {
     /// Create a table: uruk table create users --families profile,log:versions=1 --splits h,p
     Create(Create),
     /// Change families and locality groups under load: uruk table alter users --add-family log:age=7d
+    ///
+    /// All changes happen at once, or none; it ends when every tablet server goes by them.
     Alter(Alter),
     /// List all tables
     #[command(visible_alias = "ls")]
@@ -57,7 +59,7 @@ pub struct Create {
     json: bool,
 }
 
-/// What `table alter` takes. All changes happen at once, or none.
+/// What `table alter` takes.
 #[derive(Args, Debug)]
 pub struct Alter {
     /// The table's name

@@ -40,15 +40,17 @@ pub enum Operation {
     Move,
 }
 
+/// How the figures come about, for the help.
+pub const HOW_IT_MEASURES: &str = "\
+Writers, readers and one long scan run all the time. The pause of an operation is measured at the client: four rows \
+of the tablet (of both, in a merge), spread over its range, are written again and again, 1 ms after each answer, \
+each by a task of its own, from 400 ms before the operation until 150 ms after it. The pause is the longest time \
+between two successive acknowledged writes of any one of these rows that reaches into the operation, less the median \
+of these times before it (the normal latency, and the 1 ms). noise_ms is the same of the time before the operation: \
+what the machine does by itself. At the end every acknowledged row is read back; exit code 1 if one is lost or a \
+read or scan was wrong.";
+
 /// What the drills of one operation take.
-///
-/// Writers, readers and one long scan run all the time. The pause of an operation is measured at the
-/// client: four rows of the tablet (of both, in a merge), spread over its range, are written again and
-/// again, 1 ms after each answer, each by its own task, from 400 ms before the operation to 150 ms after
-/// it; the pause is the longest time between two successive acknowledged writes of any one of these rows
-/// that reaches into the operation, less the median of these times before it (the normal latency, and the
-/// 1 ms). `noise_ms` is the same of the time before the operation: what the machine does by itself. At the
-/// end every acknowledged row is read back.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
