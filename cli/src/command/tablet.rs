@@ -89,6 +89,9 @@ pub async fn run(command: Tablet) -> Result<ExitCode> {
         Tablet::Split(options) => {
             let client = admin::client(&options.connect, &env).await?;
             let at = options.at.as_deref().map(parse_bytes).transpose().context("--at")?.map(Bytes::from);
+            if at.as_ref().is_some_and(Bytes::is_empty) {
+                bail!("--at is empty: no tablet can be split before its first row");
+            }
             let tablet = admin::tablet(&env, &options.connect, &options.tablet, at.as_ref()).await?;
             let split = client.split_tablet(&tablet, at).await;
             admin::print_procedure(&split.with_context(|| format!("cannot split {}", options.tablet))?, options.json);
@@ -112,7 +115,7 @@ pub async fn run(command: Tablet) -> Result<ExitCode> {
 async fn list(env: &Env, options: List) -> Result<()> {
     let client = admin::client(&options.connect, env).await?;
     if let Some(table) = &options.table {
-        client.get_table(table).await.with_context(|| options.connect.hint())?;
+        client.get_table(table).await.with_context(|| format!("cannot list the tablets of {table}"))?;
     }
     let is_wanted = |table: &str| options.table.as_ref().is_none_or(|wanted| wanted == table);
     let masters = options.connect.masters()?;
