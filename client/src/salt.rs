@@ -116,7 +116,7 @@ impl Salt {
 
     fn prefix_of(self, key: &[u8]) -> u8 {
         // Multiply and shift: even over any number of prefixes, without a division.
-        let prefix = u128::from(hash(key)) * u128::from(self.prefixes) >> 64;
+        let prefix = (u128::from(hash(key)) * u128::from(self.prefixes)) >> 64;
         u8::try_from(prefix).expect("at most 256 prefixes")
     }
 }

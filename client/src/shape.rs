@@ -12,6 +12,7 @@ use uruk_proto::{ErrorCode, ServerId, TabletId};
 
 use crate::client::Client;
 use crate::error::{Error, Outcome, Result};
+use crate::masters::MasterClient;
 use crate::mutation::check_row_key;
 use crate::retry::Effect;
 
@@ -142,10 +143,8 @@ impl Client {
     }
 
     async fn set_draining(&self, request: DrainServerRequest) -> Result<u32> {
-        let answer = self.core.masters.call(Effect::Command, self.admin_deadlines(), |mut master| {
-            let request = request.clone();
-            async move { master.drain_server(request).await }
-        });
+        let call = |mut master: MasterClient| async move { master.drain_server(request).await };
+        let answer = self.core.masters.call(Effect::Command, self.admin_deadlines(), call);
         Ok(answer.await?.moved)
     }
 
@@ -159,13 +158,8 @@ impl Client {
             BalanceMode::DryRun => (Effect::Read, self.read_deadlines()),
             BalanceMode::Run => (Effect::Command, self.admin_deadlines()),
         };
-        self.core
-            .masters
-            .call(effect, deadlines, |mut master| {
-                let request = request.clone();
-                async move { master.balance(request).await }
-            })
-            .await
+        let call = |mut master: MasterClient| async move { master.balance(request).await };
+        self.core.masters.call(effect, deadlines, call).await
     }
 
     /// Compares what the master knows with what servers and storage have. Changes nothing.
@@ -174,13 +168,8 @@ impl Client {
     /// No master answers.
     pub async fn check(&self, depth: CheckDepth) -> Result<CheckResponse> {
         let request = CheckRequest { deep: depth == CheckDepth::Storage };
-        self.core
-            .masters
-            .call(Effect::Read, self.admin_deadlines(), |mut master| {
-                let request = request.clone();
-                async move { master.check(request).await }
-            })
-            .await
+        let call = |mut master: MasterClient| async move { master.check(request).await };
+        self.core.masters.call(Effect::Read, self.admin_deadlines(), call).await
     }
 
     /// With keys as they are stored.

@@ -14,7 +14,7 @@ use uruk_client::{
     BalanceMode, Client, FamilySpec, Filter, Mutation, Order, RowMutation, RowRange, ScanOptions, Table, TableSpec,
 };
 
-use super::stage::{FAMILY, QUIET_PAUSE, TABLE};
+use super::stage::{FAMILY, TABLE};
 use crate::cluster::{ClusterSpec, LocalCluster};
 use crate::command::dev::data_folder;
 use crate::command::status::{TabletView, fetch_tablets};
@@ -30,6 +30,8 @@ const SERVERS: usize = 3;
 const SAMPLE: Duration = Duration::from_secs(2);
 /// A load that is this much above the mean on no server is balanced.
 const BALANCED: f64 = 1.25;
+/// Pause of each writer between batches once enough is loaded: some load to balance, but little more data.
+const SETTLE_PAUSE: Duration = Duration::from_millis(250);
 /// Rows of one batch.
 const BATCH_ROWS: usize = 100;
 /// While the load runs, a look that finds no progress this often in a row ends the drill.
@@ -98,7 +100,8 @@ struct Grow {
 /// What came of it.
 struct Outcome {
     traffic: TrafficReport,
-    load_seconds: f64,
+    /// Acknowledged when enough was loaded, and how long that took.
+    loaded: (u64, f64),
     balanced: Sample,
     lost: u64,
     undead: u64,
@@ -169,13 +172,13 @@ impl Grow {
             },
         );
         let loaded = self.load(&traffic).await;
-        traffic.set_pause(QUIET_PAUSE);
+        traffic.set_pause(SETTLE_PAUSE);
         let balanced = match &loaded {
-            Ok(_) => self.settle(&traffic, "balance", |sample| sample.max_over_mean() <= BALANCED).await,
+            Ok((_, seconds)) => self.settle(&traffic, *seconds).await,
             Err(_) => self.sample(0.0).await,
         };
         let report = traffic.stop().await;
-        let (load_seconds, balanced) = (loaded?, balanced?);
+        let (loaded, balanced) = (loaded?, balanced?);
         self.say("reading every acknowledged row back ...");
         let (mut lost, mut undead) = self.audit(&report.ledger, 100).await?;
         let kept_percent = 100 - self.options.delete_percent;
@@ -191,20 +194,12 @@ impl Grow {
         let after = self.audit(&report.ledger, kept_percent).await?;
         (lost, undead) = (lost.max(after.0), undead.max(after.1));
         let tablets_after = merged.tablets;
-        Ok(Outcome {
-            traffic: report,
-            load_seconds,
-            balanced,
-            lost,
-            undead,
-            tablets_before,
-            tablets_after,
-            merge_seconds,
-        })
+        Ok(Outcome { traffic: report, loaded, balanced, lost, undead, tablets_before, tablets_after, merge_seconds })
     }
 
-    /// Lets the writers run until enough is acknowledged; returns how long that took, in seconds.
-    async fn load(&mut self, traffic: &Traffic) -> Result<f64> {
+    /// Lets the writers run until enough is acknowledged; returns how many rows that are, and how many seconds
+    /// it took.
+    async fn load(&mut self, traffic: &Traffic) -> Result<(u64, f64)> {
         let wanted = (self.options.gib * (1u64 << 30) as f64 / f64::from(self.options.value_bytes)) as u64;
         let begun = self.env.clock.now();
         let (mut before, mut seconds_before, mut stalls) = (0, 0.0, 0);
@@ -221,14 +216,18 @@ impl Grow {
             }
             (before, seconds_before) = (rows, seconds);
             if rows >= wanted {
-                return Ok(seconds);
+                return Ok((rows, seconds));
             }
         }
     }
 
-    async fn settle(&self, traffic: &Traffic, what: &str, is_good: impl Fn(&Sample) -> bool) -> Result<Sample> {
-        let sample = self.wait(what, is_good).await?;
+    /// Waits for balance, under a little load.
+    async fn settle(&mut self, traffic: &Traffic, load_seconds: f64) -> Result<Sample> {
+        let begun = self.env.clock.now();
+        let mut sample = self.wait("balance", |sample| sample.max_over_mean() <= BALANCED).await?;
+        sample.seconds = load_seconds + self.env.clock.since(begun).as_secs_f64();
         self.tell(traffic.acknowledged(), &sample);
+        self.samples.push(sample.clone());
         Ok(sample)
     }
 
@@ -335,7 +334,8 @@ impl Grow {
 
     fn report(&self, outcome: &Outcome) {
         let acknowledged = outcome.traffic.ledger.acknowledged();
-        let rows_per_s = acknowledged as f64 / outcome.load_seconds;
+        let (rows, seconds) = outcome.loaded;
+        let rows_per_s = rows as f64 / seconds;
         let options = &self.options;
         let tablets_max = self.samples.iter().map(|sample| sample.tablets).max().unwrap_or(0);
         if options.json {
@@ -345,7 +345,7 @@ impl Grow {
                     "gib": options.gib, "acknowledged": acknowledged, "lost": outcome.lost, "undead": outcome.undead,
                     "wrong_answers": outcome.traffic.violations,
                     "failed_requests": outcome.traffic.failed_requests,
-                    "load_seconds": outcome.load_seconds, "rows_per_s": rows_per_s.round(),
+                    "load_seconds": seconds, "rows_loaded": rows, "rows_per_s": rows_per_s.round(),
                     "mb_per_s": rows_per_s * f64::from(options.value_bytes) / 1e6,
                     "tablets_max": tablets_max, "balanced": outcome.balanced,
                     "merge": {
