@@ -32,6 +32,8 @@ const SAMPLE: Duration = Duration::from_secs(2);
 const BALANCED: f64 = 1.25;
 /// Pause of each writer between batches once enough is loaded: some load to balance, but little more data.
 const SETTLE_PAUSE: Duration = Duration::from_millis(250);
+/// What takes hours by default takes minutes here: merges of cold tablets, moves one after the other.
+const QUICK: [&str; 3] = ["--tune=merge_age_ms=20000", "--tune=balance_every_ms=2000", "--tune=move_rest_ms=10000"];
 /// Rows of one batch.
 const BATCH_ROWS: usize = 100;
 /// While the load runs, a look that finds no progress this often in a row ends the drill.
@@ -126,7 +128,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         port_base: 0,
         durability: options.durability,
         tabletserver_flags: flags(&options.tabletserver_flags),
-        master_flags: flags(&options.master_flags),
+        master_flags: QUICK.iter().map(|flag| (*flag).to_owned()).chain(flags(&options.master_flags)).collect(),
         restart: true,
     };
     let mut cluster = LocalCluster::start(&env, spec).await?;

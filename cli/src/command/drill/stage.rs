@@ -25,6 +25,8 @@ pub const FAMILY: &str = "f";
 /// The cluster must be whole again within this time after each blow.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
+/// The master neither splits nor merges nor moves by itself: what a drill measures is its own doing.
+const SHAPE_STAYS: [&str; 3] = ["--tune=auto_split=false", "--tune=auto_merge=false", "--tune=auto_balance=false"];
 /// Pause of writers, readers and scan between calls while a blow is measured: with 4 writers some
 /// thousand rows a second, so that the drill measures failover, not a full machine.
 pub const QUIET_PAUSE: Duration = Duration::from_millis(40);
@@ -48,7 +50,7 @@ pub struct Verdict {
 }
 
 impl Stage {
-    /// Starts cluster, table and traffic.
+    /// Starts cluster, table and traffic. The tablets stay as they are but for what the drill does to them.
     pub async fn set(common: &Common, tabletserver_flags: Vec<String>) -> Result<Stage> {
         let env = Env::real();
         let (dir, temporary) = data_folder(common.dir.clone())?;
@@ -61,7 +63,7 @@ impl Stage {
             port_base: 0,
             durability: common.durability,
             tabletserver_flags,
-            master_flags: vec![],
+            master_flags: SHAPE_STAYS.map(str::to_owned).to_vec(),
             restart: true,
         };
         let mut cluster = LocalCluster::start(&env, spec).await?;
