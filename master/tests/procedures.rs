@@ -100,7 +100,7 @@ async fn procedures_go_on_after_a_restart_of_the_master() {
     let split = SplitTabletRequest { tablet: by_row("t", "x"), request: 4, ..Default::default() };
     let mut client = world.client();
     let first = split.clone();
-    let asked = tokio::spawn(async move { client.split_tablet(first).await });
+    let asked = world.begin(async move { client.split_tablet(first).await });
     let running = || async {
         let procedures = world.status("procedures").await;
         procedures["running"].as_array().is_some_and(|running| running.len() == 1)
@@ -123,7 +123,7 @@ async fn a_server_that_dies_while_it_splits_loses_nothing() {
     world.holds.lock().reshape = true;
     let mut client = world.client();
     let request = SplitTabletRequest { tablet: by_row("t", "000"), request: 4, ..Default::default() };
-    let asked = tokio::spawn(async move { client.split_tablet(request).await });
+    let asked = world.begin(async move { client.split_tablet(request).await });
     let running = || async { world.status("procedures").await["running"].as_array().is_some_and(|r| !r.is_empty()) };
     world.until("the split has begun", running).await;
     let owner = world.status("tablets").await["tablets"][0]["server_id"].as_u64().expect("an owner");
@@ -173,12 +173,12 @@ async fn an_alteration_is_answered_once_every_owner_goes_by_it_or_is_dead() {
     world.holds.lock().set_schema = true;
     let mut client = world.client();
     let request = alter.clone();
-    let asked = tokio::spawn(async move { client.alter_table(request).await });
+    let mut asked = world.begin(async move { client.alter_table(request).await });
     let version = || async { world.status("tables").await["tables"][0]["schema_version"] == 2 };
     world.until("the schema has changed", version).await;
     b.kill().await;
     world.report_death(2).await;
-    assert!(!asked.is_finished(), "the other one has not confirmed");
+    assert!(asked.try_recv().is_err(), "the other one has not confirmed");
     world.holds.lock().set_schema = false;
     let altered = asked.await.expect("ends").expect("altered").into_inner().schema.expect("a schema");
     assert_eq!((altered.version, altered.families.len()), (2, 2));

@@ -576,7 +576,7 @@ fn split_key(state: &State, tablet: TabletId, number: u16) -> Option<Bytes> {
     let range = &state.row(tablet)?.range;
     let mut key = range.start.to_vec();
     key.extend_from_slice(format!("{}", number % 10).as_bytes());
-    Some(if number % 13 == 0 { range.end.clone() } else { key.into() })
+    Some(if number.is_multiple_of(13) { range.end.clone() } else { key.into() })
 }
 
 /// The split that its server reports: half of everything on either side.
@@ -604,7 +604,7 @@ pub fn split_of(row: &MetaRow, procedure: ProcedureId, micros: i64) -> TabletSpl
 fn clip_shares(row: &MetaRow, split: &mut TabletSplit, dice: u16) {
     for (file, share) in row.files().zip(&mut split.files) {
         let (start, end) = (&file.range.start, &file.range.end);
-        if *start >= split.at || dice % 5 == 0 {
+        if *start >= split.at || dice.is_multiple_of(5) {
             (share.left_bytes, share.left_cells) = (0, 0);
         }
         if !end.is_empty() && *end <= split.at || dice % 5 == 1 {

@@ -206,6 +206,19 @@ impl World {
         recoveries["recoveries"][0]["state"].as_str().unwrap_or("none").to_owned()
     }
 
+    /// Runs it beside the test, which gets the result when it is there.
+    pub fn begin<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::sync::oneshot::Receiver<T> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.env.tasks.spawn("beside the test", async move {
+            // A test that has ended needs no answer.
+            let _ = sender.send(work.await);
+        });
+        receiver
+    }
+
     pub async fn tablet_server(&self, nonce: u64) -> FakeServer {
         FakeServer::start(self, nonce).await
     }
