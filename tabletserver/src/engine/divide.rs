@@ -262,10 +262,11 @@ fn row_of(key: &[u8]) -> Bytes {
 
 /// A key between two, about half way: `low` < it <= `high`.
 fn between(low: &[u8], high: &[u8]) -> Vec<u8> {
-    // As fractions in base 256, with two digits behind the first one in which they differ.
+    // As fractions in base 256, from the first digit on in which they differ.
+    const DIGITS: usize = 15;
     let same = low.iter().zip(high).take_while(|(a, b)| a == b).count();
-    let digits =
-        |key: &[u8]| (0..3).fold(0u32, |number, i| number << 8 | u32::from(key.get(same + i).copied().unwrap_or(0)));
+    let digit = |key: &[u8], i: usize| u128::from(key.get(same + i).copied().unwrap_or(0));
+    let digits = |key: &[u8]| (0..DIGITS).fold(0, |number, i| number << 8 | digit(key, i));
     let (a, b) = (digits(low), digits(high));
     let mut middle = high[..same.min(high.len())].to_vec();
     middle.extend_from_slice(&((a + b) / 2).to_be_bytes()[1..]);

@@ -224,9 +224,9 @@ impl Memory {
         self.remember(record);
     }
 
-    /// Whether both can be remembered by one tablet.
-    pub fn has_room_for(&self, other: &Memory, bytes_max: usize) -> bool {
-        self.runs + other.runs <= RUNS_MAX && self.result_bytes + other.result_bytes <= bytes_max
+    /// How much is remembered: runs of calls, and bytes of results.
+    pub fn size(&self) -> (usize, usize) {
+        (self.runs, self.result_bytes)
     }
 
     /// Remembers what `other`, of a neighbouring tablet, does too. What both know they have from a parent in
@@ -399,7 +399,7 @@ mod tests {
         assert_eq!((left.seen(5, 10), left.seen(5, 11)), (Seen::Settled, written(3)));
         assert_eq!((left.seen(5, 20), left.seen(6, 20)), (written(7), written(5)));
         assert_eq!((left.runs, left.highest_timestamp()), (3, timestamp));
-        assert!(left.has_room_for(&Memory::new(RETENTION), 0));
+        assert_eq!(left.size(), (3, 0));
     }
 
     #[test]

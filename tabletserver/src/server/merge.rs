@@ -15,7 +15,7 @@ use uruk_proto::{RpcError, SeqNo};
 
 use super::Server;
 use super::freeze::{self, Quiet};
-use super::memory::Memory;
+use super::memory::{Memory, RUNS_MAX};
 use super::procedure::End;
 use super::tablet::{Tablet, TabletState, TakenUp};
 
@@ -66,10 +66,8 @@ async fn merge(server: &Arc<Server>, pair: Pair<'_>, procedure: u64) -> End {
     if left.table != right.table || left.range.end.is_empty() || left.range.end != right.range.start {
         return End::Declined(format!("{} and {} are no neighbours", left.id, right.id));
     }
-    if !left
-        .with_gate(|gate| gate.memory.clone())
-        .has_room_for(&right.with_gate(|gate| gate.memory.clone()), server.config.remembered_bytes_max)
-    {
+    let [(calls, bytes), (more, more_bytes)] = pair.map(|tablet| tablet.with_gate(|gate| gate.memory.size()));
+    if calls + more > RUNS_MAX || bytes + more_bytes > server.config.remembered_bytes_max {
         return End::Declined(format!("{} and {} remember too many calls for one tablet", left.id, right.id));
     }
     let flushed = futures::join!(freeze::pre_flush(server, left), freeze::pre_flush(server, right));

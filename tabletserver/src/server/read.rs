@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use uruk_proto::schema::validate_row_key;
 use uruk_proto::tablet::{ReadRequest, ReadResponse};
-use uruk_proto::{ErrorCode, RowRange, RpcError};
+use uruk_proto::{ErrorCode, RowRange, RpcError, cell_batch};
 
 use super::Server;
 use super::tablet::{Tablet, TabletState};
@@ -68,12 +68,17 @@ impl Reading {
         self.server.incarnation.check_read()?;
         let Some(batch) = batch else { return Ok(None) };
         self.tablet.traffic.reads.fetch_add(1, Ordering::Relaxed);
-        if !batch.last_scanned.is_empty() {
-            self.tablet.samples.note(&batch.last_scanned);
-        }
+        self.tablet.samples.note_one_of(|chance| one_row(&batch.data, chance));
         self.tablet.traffic.bytes_read.fetch_add(batch.data.len() as u64, Ordering::Relaxed);
         Ok(Some(ReadResponse { batch: batch.data, last_scanned: batch.last_scanned }))
     }
+}
+
+/// One row of a batch: all of them stand for where the load of a scan is, and its ends do not.
+fn one_row(batch: &Bytes, chance: f64) -> Option<Bytes> {
+    let rows = cell_batch::unpack(batch.clone()).ok()?;
+    let at = (chance * rows.len() as f64) as usize;
+    rows.get(at.min(rows.len().saturating_sub(1))).map(|piece| Bytes::copy_from_slice(&piece.row.key))
 }
 
 fn parse(request: ReadRequest, tablet: &Tablet) -> Result<ScanRequest, RpcError> {

@@ -82,10 +82,17 @@ impl Samples {
 
     /// A request of this row.
     pub fn note(&self, row: &[u8]) {
+        self.note_one_of(|_| Some(Bytes::copy_from_slice(row)));
+    }
+
+    /// A request of several rows: `choose` is called if it is taken, with a number in (0, 1], and gives one.
+    pub fn note_one_of(&self, choose: impl FnOnce(f64) -> Option<Bytes>) {
         if self.skip.fetch_sub(1, Ordering::Relaxed) > 0 {
             return;
         }
-        let skip = self.state.lock().take(row);
+        let mut state = self.state.lock();
+        let chance = state.unit();
+        let skip = choose(chance).map_or(0, |row| state.take(row));
         self.skip.store(skip, Ordering::Relaxed);
     }
 
@@ -158,11 +165,10 @@ impl State {
     }
 
     /// Takes a key; how many requests pass before the next.
-    fn take(&mut self, row: &[u8]) -> i64 {
+    fn take(&mut self, key: Bytes) -> i64 {
         let (place, choice, gap) = (self.unit(), self.unit(), self.unit());
         let new = || Box::new(Generation { keys: Vec::new(), seen: 0, weight: 1.0, began: None });
         let generation = self.current.get_or_insert_with(new);
-        let key = Bytes::copy_from_slice(row);
         generation.seen += 1;
         if generation.keys.len() < SAMPLES_MAX {
             generation.keys.push(key);

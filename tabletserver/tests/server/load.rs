@@ -51,3 +51,23 @@ async fn the_cost_of_requests_is_guessed_where_the_system_is_not_asked() {
     assert!(load.cpu_micros > 0);
     assert_eq!(cluster.master.with(|state| state.loads[&host.server.server_id().0].cpus_milli), 0);
 }
+
+#[tokio::test]
+async fn scans_of_a_whole_tablet_make_no_row_hot() {
+    let cluster = Cluster::new().await;
+    cluster.master.with(|state| state.renewal_ms = 1000);
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    for i in 0..100 {
+        host.put(TABLET, &format!("k{i:02}"), "x").await;
+    }
+    for _ in 0..300 {
+        host.scan(TABLET).await;
+    }
+    let hottest = || {
+        let loads = cluster.master.with(|state| state.loads.get(&host.server.server_id().0).cloned());
+        loads.and_then(|load| load.tablets.first().map(|tablet| tablet.hottest_row_permille))
+    };
+    cluster.until("a report", || hottest().is_some_and(|permille| permille > 0)).await;
+    assert!(hottest().expect("reported") < 300, "{:?}", hottest());
+}

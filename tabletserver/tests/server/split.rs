@@ -102,7 +102,8 @@ async fn writers_go_on_through_splits_and_nothing_acknowledged_is_lost() {
     };
     let (first, second, ()) = tokio::join!(writer(1), writer(2), splits);
     let mut found = BTreeSet::new();
-    for (_, tablet) in tablets.lock().clone() {
+    let tablets = tablets.into_inner();
+    for (_, tablet) in tablets {
         found.extend(host.values(tablet).await.into_iter().map(|(row, _)| row));
     }
     assert_eq!(found, first.union(&second).cloned().collect());

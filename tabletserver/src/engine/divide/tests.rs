@@ -10,3 +10,20 @@ fn a_key_between_two_is_above_the_first_and_not_above_the_second() {
     let far = between(b"user-000", b"user-999");
     assert!(far[..] > *b"user-3".as_slice() && far[..] < *b"user-6".as_slice(), "{far:?}");
 }
+
+#[test]
+fn one_row_far_away_does_not_hide_where_the_others_are() {
+    let (mut low, mut high) = (b"abcddd1".to_vec(), b"zzz".to_vec());
+    for _ in 0..120 {
+        let middle = between(&low, &high);
+        if middle[..] > *b"abcddd5".as_slice() {
+            high = middle;
+        } else {
+            low = middle;
+        }
+        if high.starts_with(b"abcddd") {
+            return;
+        }
+    }
+    panic!("{low:?} {high:?}");
+}
