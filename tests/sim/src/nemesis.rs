@@ -83,6 +83,10 @@ pub enum Fault {
     LagThenKill,
     /// A tablet server ends, and another one cannot read for a while.
     Unreadable,
+    /// A tablet server's end is reported when its successor serves, which is then cut off for less than a lease.
+    LateDeath,
+    /// A tablet is split, merged or moved while something happens to who takes part in it.
+    Reshape,
     /// A tablet server writes on while the masters do not hear of it; what it writes may be held, or slow.
     LivingWriter,
     /// ... while its segments' members restart.
@@ -94,13 +98,18 @@ impl Fault {
     fn has_steps(self) -> bool {
         use Fault::*;
         let living = matches!(self, LivingWriter | LivingWriterRestarts);
-        living || matches!(self, HoldReports | LagThenKill | LonelyLeader | PlannedEnd | SlowCommits | Unreadable)
+        living
+            || matches!(
+                self,
+                HoldReports | LagThenKill | LateDeath | LonelyLeader | PlannedEnd | SlowCommits | Unreadable
+            )
     }
 }
 
 /// What ends a fault, or goes on with it.
 #[derive(Clone, Debug)]
 enum Undo {
+    Block(Vec<Link>, Duration),
     Crash(String),
     Hold(Vec<Link>, Duration),
     HoldFirstMember(String, LogId, Duration),
@@ -113,6 +122,7 @@ enum Undo {
     Disk(String),
     Resume(String),
     ReportDeath(u64),
+    ReportDeathOfPredecessor(u64, String, Duration),
 }
 
 /// Faults to come, and faults to take back.
@@ -230,6 +240,10 @@ impl Nemesis {
 impl Nemesis {
     fn apply(&mut self, undo: Undo, world: &mut World) {
         match undo {
+            Undo::Block(links, time) => {
+                let blocked = world.block(&links);
+                self.later(world, time, Undo::Unblock(blocked));
+            }
             Undo::Crash(name) => {
                 if world.is_up(&name) {
                     world.crash(&name);
@@ -277,6 +291,9 @@ impl Nemesis {
             Undo::Disk(name) => world.host(&name).disk().faults(|faults| *faults = Default::default()),
             Undo::Resume(name) => world.host(&name).pause().resume(),
             Undo::ReportDeath(nonce) => world.setting.registry.report_death(nonce),
+            Undo::ReportDeathOfPredecessor(nonce, name, cut_off) => {
+                self.report_predecessor(world, nonce, name, cut_off)
+            }
         }
     }
 }

@@ -66,12 +66,16 @@ impl Plan {
         let pick = |from: &[usize]| from[random.range(0..from.len() as u64) as usize];
         let mut workloads = Workload::ALL.to_vec();
         random.shuffle(&mut workloads);
-        let clients = pick(&[2, 3]);
+        let clients_count = pick(&[2, 3]);
         let kept = pick(&[3, 4, workloads.len()]).min(workloads.len());
-        let clients = (0..clients).map(|n| workloads[..kept].iter().copied().skip(n).step_by(clients).collect());
+        let clients = (0..clients_count)
+            .map(|n| workloads[..kept].iter().copied().skip(n).step_by(clients_count).collect::<Vec<_>>());
         let chunk_servers = pick(&[4, 5]);
-        let masters_matter = matches!(scenario, Scenario::Masters | Scenario::ClockBeyond | Scenario::LonelyLeader);
-        Plan {
+        let masters_matter = matches!(
+            scenario,
+            Scenario::Masters | Scenario::ClockBeyond | Scenario::LonelyLeader | Scenario::LateDeaths | Scenario::Shape
+        );
+        let mut plan = Plan {
             seed,
             scenario,
             controllers: pick(&[1, 3, 3]),
@@ -86,12 +90,37 @@ impl Plan {
             latency: Duration::from_micros(LATENCY_MICROS[random.range(0..LATENCY_MICROS.len() as u64) as usize]),
             damaged: random.range(1..chunk_servers as u64 + 1) as usize,
             recovery_files: Durability::Replicated,
-            pace: if matches!(scenario, Scenario::Fence | Scenario::FenceRestarts | Scenario::Lag) { 0.2 } else { 1.0 },
+            pace: match scenario {
+                Scenario::Fence | Scenario::FenceRestarts | Scenario::Lag => 0.2,
+                Scenario::Shape => 0.5,
+                _ => 1.0,
+            },
             clock_ppm: match scenario {
                 Scenario::ClockBeyond => BEYOND_PPM,
                 Scenario::Calm | Scenario::Fence | Scenario::FenceRestarts => 0,
                 _ => [0, CLOCK_RATE_ERROR_PPM][pick(&[0, 1])],
             },
+        };
+        if plan.changes_shape(&random) {
+            plan.clients[0].push(Workload::Shape);
+        }
+        if scenario == Scenario::Shape {
+            for (client, workload) in [Workload::Rows, Workload::Batches, Workload::Scans].into_iter().enumerate() {
+                if !plan.clients.iter().flatten().any(|other| *other == workload) {
+                    plan.clients[client % clients_count].push(workload);
+                }
+            }
+        }
+        plan
+    }
+
+    /// Whether tablets are split, merged and moved all the time: most often, but where one situation after the
+    /// other is composed.
+    fn changes_shape(&self, random: &Random) -> bool {
+        match self.scenario {
+            Scenario::Shape => true,
+            Scenario::Mix => random.unit() < 0.8,
+            _ => self.scenario.gap().is_none() && !self.is_beyond_bound() && random.unit() < 0.6,
         }
     }
 

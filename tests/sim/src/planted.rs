@@ -1,5 +1,7 @@
 //! `uruk-sim planted`: plants each bug and counts the seeds until the simulation finds it.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -31,7 +33,7 @@ pub struct Search {
 
 impl Search {
     /// The seeds to run for this bug.
-    fn seeds(&self, bug: Planted) -> std::ops::Range<u64> {
+    fn seeds(&self, bug: Planted) -> Range<u64> {
         match self.short {
             true => known_seed(bug)..known_seed(bug) + self.seeds_max.min(SHORT_SEEDS),
             false => 1..self.seeds_max + 1,
@@ -48,16 +50,26 @@ struct Found {
     invariant: String,
 }
 
+impl Found {
+    fn print(&self, tried: Range<u64>) {
+        match self.seeds {
+            Some(seeds) => println!("{:<45} {seeds:>4} seeds  {} ({})", self.bug, self.invariant, self.scenario),
+            None => println!("{:<45} NOT FOUND in {tried:?}", self.bug),
+        }
+    }
+}
+
 /// Scenarios in which the bug can show at all; seeds take turns with them.
 fn suited(bug: Planted) -> &'static [Scenario] {
     use Scenario::{
-        Crash, CrashAndPower, Disk, Failover, Fence, FenceRestarts, Lag, LateReports, LonelyLeader, Network, Power,
-        SlowCommits, Unreadable,
+        Crash, CrashAndPower, Disk, Failover, Fence, FenceRestarts, Lag, LateDeaths, LateReports, LonelyLeader,
+        Network, Power, Shape, SlowCommits, Unreadable,
     };
     match bug {
         Planted::NoFsync => &[Power, CrashAndPower],
         Planted::TooFewAnswers => &[Lag],
-        Planted::ReadWithoutLease | Planted::DeathHitsSuccessor => &[Failover],
+        Planted::ReadWithoutLease => &[Failover],
+        Planted::DeathHitsSuccessor => &[LateDeaths],
         Planted::ServesBeforeOpened => &[Unreadable],
         Planted::UnconfirmedRenewal => &[LonelyLeader],
         // Only a server that believes in its lease while its log is sealed can be late.
@@ -78,7 +90,7 @@ fn suited(bug: Planted) -> &'static [Scenario] {
         | Planted::ParentCompactionCommits
         | Planted::MergeWidensAReference
         | Planted::ReleaseTakenFromSilence
-        | Planted::TwoProceduresOnOneTablet => &[Network, Failover],
+        | Planted::TwoProceduresOnOneTablet => &[Shape],
     }
 }
 
@@ -86,9 +98,7 @@ fn suited(bug: Planted) -> &'static [Scenario] {
 /// it draw other runs, and then it is a seed like any other.
 fn known_seed(bug: Planted) -> u64 {
     match bug {
-        Planted::UnconfirmedRenewal => 10,
         Planted::AckAfterFence => 18,
-        Planted::DeathHitsSuccessor => 5,
         Planted::TooFewAnswers | Planted::ReplayedTwice | Planted::FlushedAhead | Planted::LateFirstAttempt => 2,
         _ => 1,
     }
@@ -98,17 +108,7 @@ fn known_seed(bug: Planted) -> u64 {
 pub fn run(search: &Search) -> Result<ExitCode> {
     let bugs: Vec<Planted> =
         Planted::ALL.iter().copied().filter(|bug| search.bug.is_none_or(|one| one == *bug)).collect();
-    let mut table = Vec::new();
-    for bug in bugs {
-        let found = find(bug, search)?;
-        if !search.json {
-            match found.seeds {
-                Some(seeds) => println!("{:<45} {seeds:>4} seeds  {} ({})", found.bug, found.invariant, found.scenario),
-                None => println!("{:<45} NOT FOUND in {:?}", found.bug, search.seeds(bug)),
-            }
-        }
-        table.push(found);
-    }
+    let table = find(bugs, search)?;
     if search.json {
         println!("{}", serde_json::to_string(&table)?);
     }
@@ -127,30 +127,36 @@ fn holds_without(order: &Order) -> Result<bool> {
     Ok(finished.report.violation.is_none())
 }
 
-/// Runs seeds in order until one finds the bug.
-fn find(bug: Planted, search: &Search) -> Result<Found> {
+/// Runs the seeds of each bug in order until one finds it; several bugs at a time.
+fn find(bugs: Vec<Planted>, search: &Search) -> Result<Vec<Found>> {
     let mut fleet = Fleet::new(search.jobs);
-    let scenarios = suited(bug);
-    let mut seeds = search.seeds(bug);
+    let mut waiting: VecDeque<(Planted, u64)> = bugs.iter().map(|bug| (*bug, search.seeds(*bug).start)).collect();
+    let mut table = Vec::new();
     loop {
         while fleet.has_room()
-            && let Some(next) = seeds.next()
+            && let Some((bug, seed)) = waiting.pop_front()
         {
-            let scenario = scenarios[(next - 1) as usize % scenarios.len()];
-            fleet.start(Order { seed: next, scenario, seconds: search.seconds, planted: Some(bug), trace: false })?;
+            let scenarios = suited(bug);
+            let scenario = scenarios[(seed - 1) as usize % scenarios.len()];
+            fleet.start(Order { seed, scenario, seconds: search.seconds, planted: Some(bug), trace: false })?;
         }
-        let Some(finished) = fleet.wait()? else {
-            return Ok(Found { bug: bug.name(), seeds: None, scenario: String::new(), invariant: String::new() });
+        let Some(finished) = fleet.wait()? else { return Ok(table) };
+        let (bug, seed) = (finished.order.planted.expect("each run has a bug"), finished.order.seed);
+        let found = match finished.report.violation {
+            Some(violation) if search.short || holds_without(&finished.order)? => {
+                let (scenario, invariant) = (finished.report.scenario, violation.invariant);
+                Found { bug: bug.name(), seeds: Some(seed), scenario, invariant }
+            }
+            _ if search.seeds(bug).contains(&(seed + 1)) => {
+                // The next in turn: what is found soon is not held up by what is not.
+                waiting.push_back((bug, seed + 1));
+                continue;
+            }
+            _ => Found { bug: bug.name(), seeds: None, scenario: String::new(), invariant: String::new() },
         };
-        if let Some(violation) = finished.report.violation
-            && (search.short || holds_without(&finished.order)?)
-        {
-            return Ok(Found {
-                bug: bug.name(),
-                seeds: Some(finished.order.seed),
-                scenario: finished.report.scenario,
-                invariant: violation.invariant,
-            });
+        if !search.json {
+            found.print(search.seeds(bug));
         }
+        table.push(found);
     }
 }

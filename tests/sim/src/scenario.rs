@@ -46,7 +46,8 @@ scenarios! {
     /// Everything that is tolerated, alone and together.
     Mix = "mix" [
         Crash, Crash, Crash, PowerLoss, PowerLossOfAll, Partition, OneWay, Hold, Reset, SlowNetwork, SlowDisk,
-        StalledDisk, FullDisk, DamagedDisk, FlippedBit, Pause, PlannedEnd, LonelyLeader, HoldReports, LagThenKill, Unreadable
+        StalledDisk, FullDisk, DamagedDisk, FlippedBit, Pause, PlannedEnd, LonelyLeader, HoldReports, LagThenKill, Unreadable,
+        LateDeath, Reshape, Reshape
     ],
     /// Nothing goes wrong.
     Calm = "calm" [],
@@ -88,6 +89,10 @@ scenarios! {
     FenceRestarts = "fence-restarts" [LivingWriterRestarts],
     /// Files are written long before they are named, and unnamed files are looked for all the time.
     SlowCommits = "slow-commits" [SlowCommits, SlowCommits, SlowDisk, CrashTabletServer],
+    /// Ends of tablet servers are reported when their successors serve.
+    LateDeaths = "late-deaths" [LateDeath],
+    /// Tablets are split, merged and moved all the time, while those who take part in it fail.
+    Shape = "shape" [Reshape, Reshape, Reshape, Reshape, Reshape, Reshape, CrashTabletServer, CrashMaster, SlowDisk],
     /// All machines lose power while logs are recovered: sorted recovery files, which are not synced, are made again.
     LostRecoveryFiles = "lost-recovery-files" [PowerLossOfAll, Crash],
 }
@@ -96,7 +101,9 @@ impl Scenario {
     /// Faults that take their time come one after the other, about this often; None: any time, several at once.
     pub fn gap(self) -> Option<Duration> {
         let ms = match self {
-            Scenario::LonelyLeader => 11_000,
+            Scenario::LonelyLeader => 13_000,
+            Scenario::LateDeaths => 10_000,
+            Scenario::Shape => 1_500,
             Scenario::LateReports | Scenario::Unreadable => 6_000,
             Scenario::Fence | Scenario::FenceRestarts => 7_500,
             Scenario::Lag => 2_500,

@@ -89,8 +89,12 @@ impl Tuning {
             }
             Scenario::Unreadable => self.open_patience_ms = 1_500,
             // What is not flushed is what a recovery must bring back.
-            Scenario::Lag => (self.memtable_bytes, self.unflushed_log_bytes) = (64 << 10, 256 << 10),
+            Scenario::Lag | Scenario::LonelyLeader => {
+                (self.memtable_bytes, self.unflushed_log_bytes) = (64 << 10, 256 << 10)
+            }
             Scenario::LateReports => self.memtable_bytes = 4 << 10,
+            // A half that compacts by itself, soon.
+            Scenario::Shape => self.compaction_files_min = 2,
             _ => {}
         }
     }
@@ -165,6 +169,7 @@ impl Tuning {
         tuning.sort_deadline_ms = 10_000;
         tuning.order_deadline_ms = 2_000;
         tuning.order_repeat_ms = 3_000;
+        tuning.procedure_patience_ms = 10_000;
         tuning.sweep_every_ms = self.sweep_every.as_millis() as u64;
         tuning.open_patience_ms = self.open_patience_ms;
         tuning.renewal_ms = self.renewal_ms;

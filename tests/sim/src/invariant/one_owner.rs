@@ -1,7 +1,8 @@
 //! One owner per row at any instant of true time.
 //!
 //! Why: two servers that answer reads of one row give two truths. Leases make sure of it, whatever the
-//! clocks say within their bound; writes are fenced by storage besides.
+//! clocks say within their bound; writes are fenced by storage besides. On one server, a tablet that was split
+//! or merged is served no more when what came of it is.
 
 use uruk_tabletserver::server::ServedTablet;
 
@@ -36,7 +37,7 @@ impl Always for OneOwner {
         for pair in self.served.windows(2) {
             let [a, b] = pair else { continue };
             let overlap = a.table == b.table && (a.range.end.is_empty() || b.range.start < a.range.end);
-            if overlap && a.server != b.server {
+            if overlap {
                 return Err(format!(
                     "{} serves {} of {} rows {:?} while {} serves {} of {} rows {:?}",
                     a.server, a.tablet, a.epoch, a.range, b.server, b.tablet, b.epoch, b.range

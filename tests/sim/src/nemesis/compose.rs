@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use uruk_base::commit_log::LogId;
+use uruk_proto::TabletId;
 
 use super::hit::{STORAGE, Ways, links, ms};
 use super::{Nemesis, Undo, logs};
 use crate::cluster::Role;
+use crate::workload::Reshaping;
 use crate::world::World;
 
 impl Nemesis {
@@ -25,19 +27,107 @@ impl Nemesis {
         world.plan_end(&name);
     }
 
-    /// For longer than an election and a lease. Whom it still hears of, it could go on granting leases to.
+    /// What each running tablet server serves, if anything.
+    fn serving(&self, world: &World) -> Vec<(String, Vec<TabletId>)> {
+        let now = world.now();
+        let running = world.setting.registry.tablet_servers().into_iter().filter(|(host, _)| world.is_up(host));
+        let served = running.map(|(host, server)| {
+            let served = server.serving_at(world.host(&host).moment_at(now));
+            (host, served.into_iter().map(|tablet| tablet.tablet).collect())
+        });
+        served.filter(|(_, tablets): &(String, Vec<TabletId>)| !tablets.is_empty()).collect()
+    }
+
+    /// For longer than an election, a lease and a recovery. The one tablet server that it still hears of hears
+    /// of no other master, and, before its log is sealed, of no storage: nothing but its lease tells it to stop.
     pub(super) fn lonely_leader(&mut self, world: &mut World) {
         let masters = world.setting.registry.masters();
         let Some(leader) = masters.iter().find(|(_, master)| master.is_leader()).map(|(name, _)| name.clone()) else {
             return;
         };
-        let Some(friend) = self.running(world, Role::TabletServer) else { return };
+        let serving = self.serving(world);
+        let Some((friend, _)) = serving.into_iter().max_by_key(|(_, tablets)| tablets.len()) else { return };
         let others = world.names(&[Role::Master, Role::TabletServer]);
         let others: Vec<String> = others.into_iter().filter(|name| *name != leader && *name != friend).collect();
+        let rivals: Vec<String> = world.names(&[Role::Master]).into_iter().filter(|name| *name != leader).collect();
         tracing::info!(leader, friend, "fault: a lonely leader");
-        let blocked = world.block(&links(&[leader], &others, Ways::Both));
-        let after = self.time_in(ms(5_000), ms(10_000));
+        let mut cut = links(&[leader], &others, Ways::Both);
+        cut.extend(links(std::slice::from_ref(&friend), &rivals, Ways::Both));
+        let blocked = world.block(&cut);
+        let after = self.time_in(ms(9_000), ms(11_000));
         self.later(world, after, Undo::Unblock(blocked));
+        let storage = links(&[friend], &world.names(&STORAGE), Ways::Both);
+        let begin = self.time_in(ms(1_500), ms(2_500));
+        self.later(world, begin, Undo::Block(storage, after - begin));
+    }
+
+    /// A tablet server is killed, and nobody says so. Its successor starts at once, and has tablets when the
+    /// silence has lasted for a lease. Then comes the word of the first one's end.
+    pub(super) fn late_death(&mut self, world: &mut World) {
+        let serving = self.serving(world);
+        let Some((name, _)) = self.draw.one(&serving).cloned() else { return };
+        let Some(nonce) = world.setting.registry.nonce(&name) else { return };
+        tracing::info!(name, nonce, "fault: a late word of a death");
+        world.crash(&name);
+        let start = self.draw.up_to(ms(50));
+        self.later(world, start, Undo::Restart(name.clone()));
+        let (after, cut_off) = (self.time_in(ms(4_500), ms(6_500)), self.time_in(ms(1_700), ms(2_500)));
+        self.later(world, after, Undo::ReportDeathOfPredecessor(nonce, name, cut_off));
+    }
+
+    /// The successor does not hear what is made of this, neither from the masters nor from its log.
+    pub(super) fn report_predecessor(&mut self, world: &mut World, nonce: u64, name: String, cut_off: Duration) {
+        let others = world.names(&[Role::Master, Role::Controller, Role::ChunkServer]);
+        let blocked = world.block(&links(&[name], &others, Ways::Both));
+        self.later(world, cut_off, Undo::Unblock(blocked));
+        world.setting.registry.report_death(nonce);
+    }
+
+    /// One of the workload's clients does it, and soon after that something goes wrong: an order, an answer or
+    /// a report is lost or late, somebody dies, or what is to be flushed is slow.
+    pub(super) fn reshape(&mut self, world: &mut World) {
+        let serving = self.serving(world);
+        let Some((host, tablets)) = self.draw.one(&serving).cloned() else { return };
+        let Some(tablet) = self.draw.one(&tablets).copied() else { return };
+        let work = [Reshaping::Split, Reshaping::Split, Reshaping::Merge, Reshaping::Move, Reshaping::Two];
+        let work = work[self.draw.below(5) as usize];
+        let which = self.draw.below(8);
+        tracing::info!(host, %tablet, ?work, which, "fault: a tablet changes its shape");
+        world.setting.shared.ask(tablet, work);
+        let masters = world.names(&[Role::Master]);
+        let soon = self.draw.up_to(ms([20, 100, 400][self.draw.below(3) as usize]));
+        match which {
+            // Less than a lease, longer than an order or a report may take.
+            0 | 1 => {
+                let time = self.time_in(ms(2_100), ms(2_900));
+                self.later(world, soon, Undo::Block(links(&masters, &[host], Ways::One), time));
+            }
+            2 => {
+                let time = self.time_in(ms(1_100), ms(2_500));
+                self.later(world, soon, Undo::Block(links(&[host], &masters, Ways::One), time));
+            }
+            3 => {
+                let time = self.time_in(ms(200), ms(2_500));
+                self.later(world, soon, Undo::Hold(links(&[host], &masters, Ways::One), time));
+            }
+            4 => self.later(world, soon, Undo::Crash(host)),
+            5 => {
+                let leader = world.setting.registry.masters().into_iter().find(|(_, master)| master.is_leader());
+                leader.into_iter().for_each(|(name, _)| self.later(world, soon, Undo::Crash(name)));
+            }
+            6 => {
+                let delay = self.time_in(ms(20), ms(250));
+                for name in world.names(&[Role::ChunkServer]) {
+                    world.host(&name).disk().faults(|faults| faults.sync_delay = delay);
+                    self.later(world, ms(2_000), Undo::Disk(name));
+                }
+            }
+            _ => {
+                let held = links(&[host], &world.names(&[Role::ChunkServer]), Ways::One);
+                let time = self.time_in(ms(50), ms(800));
+                self.later(world, soon / 4, Undo::Hold(held, time));
+            }
+        }
     }
 
     /// It has tablets to open or to release at that time, at times.

@@ -76,6 +76,8 @@ impl Nemesis {
             Fault::SlowCommits => self.slow_commits(world),
             Fault::LagThenKill => self.lag_then_kill(world),
             Fault::Unreadable => self.unreadable(world),
+            Fault::LateDeath => self.late_death(world),
+            Fault::Reshape => self.reshape(world),
             Fault::LivingWriter => self.living_writer(world, false),
             Fault::LivingWriterRestarts => self.living_writer(world, true),
         }

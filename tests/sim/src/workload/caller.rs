@@ -3,6 +3,7 @@
 //! (1) An operation is in the history before anything of it is sent. (2) An error is an outcome, unless
 //! no fault can explain it: that one ends the run.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -304,6 +305,27 @@ impl Caller {
             .await
             .map(|tables| tables.into_iter().map(|table| Arc::from(table.schema.name)).collect::<Vec<Arc<str>>>());
         Ok(self.finish(id, names, |names| Told::Tables(names.clone()))?.map(|_| ()))
+    }
+
+    /// Splits, merges, moves or drains; None if it failed as faults, and others at work, make it fail. What became
+    /// of it is nobody's promise, so it is not in the history.
+    pub async fn reshape<T>(&self, what: &str, call: impl Future<Output = Result<T, Error>>) -> Brought<T> {
+        tracing::info!(client = self.number, what, "changes a shape");
+        match call.await {
+            Ok(value) => Ok(Some(value)),
+            // A row that others have made the first one of its tablet, a table that is gone.
+            Err(Error::InvalidArgument { .. }) => Ok(None),
+            Err(error) => {
+                let why = ended(error)?;
+                tracing::info!(client = self.number, what, ?why, "does not change it");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Its connection to the cluster.
+    pub fn cluster(&self) -> &Client {
+        &self.client
     }
 
     /// Writes a row of a table that comes and goes.

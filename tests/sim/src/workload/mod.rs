@@ -11,18 +11,22 @@ mod layout;
 mod linked_list;
 mod rows;
 mod scans;
+mod shape;
 mod tables;
 mod verify;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use uruk_base::Env;
+use uruk_proto::TabletId;
 
 use crate::check::{self, FINAL, Violation};
 use crate::history::{History, Token};
 use caller::Caller;
+pub use shape::Reshaping;
 
 /// Where a run stands.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,6 +46,7 @@ pub struct Shared {
     phase: Mutex<Phase>,
     tokens: AtomicU64,
     clients: AtomicU64,
+    asked: Mutex<VecDeque<(TabletId, Reshaping)>>,
     /// Pauses are multiplied by this.
     pub pace: f64,
 }
@@ -54,6 +59,7 @@ impl Shared {
             phase: Mutex::new(Phase::Faults),
             tokens: AtomicU64::new(0),
             clients: AtomicU64::new(0),
+            asked: Mutex::default(),
             pace,
         })
     }
@@ -78,6 +84,16 @@ impl Shared {
         self.tokens.load(Ordering::Relaxed)
     }
 
+    /// Asks the workload for a tablet of another shape.
+    pub fn ask(&self, tablet: TabletId, work: Reshaping) {
+        self.asked.lock().push_back((tablet, work));
+    }
+
+    /// What was asked for next.
+    pub fn take_asked(&self) -> Option<(TabletId, Reshaping)> {
+        self.asked.lock().pop_front()
+    }
+
     /// A number that no other client has.
     pub fn client(&self) -> u64 {
         self.clients.fetch_add(1, Ordering::Relaxed) + 1
@@ -99,10 +115,12 @@ pub enum Workload {
     LinkedList,
     /// Sequential ingest in bursts.
     Ingest,
+    /// Splits, merges, moves, drains.
+    Shape,
 }
 
 impl Workload {
-    /// All of them.
+    /// Those that write and read.
     pub const ALL: [Workload; 6] =
         [Workload::Rows, Workload::Batches, Workload::Scans, Workload::Tables, Workload::LinkedList, Workload::Ingest];
 
@@ -115,6 +133,7 @@ impl Workload {
             Workload::Tables => "tables",
             Workload::LinkedList => "linked-list",
             Workload::Ingest => "ingest",
+            Workload::Shape => "shape",
         }
     }
 }
@@ -132,6 +151,7 @@ pub async fn run(workload: Workload, env: &Env, masters: &[String], shared: &Arc
         Workload::Tables => tables::run(caller).await,
         Workload::LinkedList => linked_list::run(&caller()?).await,
         Workload::Ingest => ingest::run(&caller()?).await,
+        Workload::Shape => shape::run(caller).await,
     }
 }
 
