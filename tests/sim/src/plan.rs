@@ -103,6 +103,7 @@ impl Plan {
         };
         if plan.changes_shape(&random) {
             plan.clients[0].push(Workload::Shape);
+            plan.tuning.change_shape(&random);
         }
         if scenario == Scenario::Shape {
             for (client, workload) in [Workload::Rows, Workload::Batches, Workload::Scans].into_iter().enumerate() {

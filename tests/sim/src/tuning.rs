@@ -39,6 +39,18 @@ pub struct Tuning {
     open_patience_ms: u64,
     /// A log's replica is given up after this.
     stalled_replica_ms: u64,
+    /// When tablets split, merge and move by themselves; None: never.
+    shape: Option<Shape>,
+}
+
+/// When tablets change their shape by themselves: soon.
+#[derive(Clone, Debug)]
+struct Shape {
+    split_bytes: u64,
+    hot_requests_per_s: u64,
+    merge_age_ms: u64,
+    balance_every_ms: u64,
+    tolerance_permille: u64,
 }
 
 fn pick<T: Copy>(random: &Random, from: &[T]) -> T {
@@ -63,9 +75,21 @@ impl Tuning {
             sweep_every: SWEEP_INTERVAL,
             open_patience_ms: pick(random, &[2_500, 30_000]),
             stalled_replica_ms: 1_000,
+            shape: None,
         };
         tuning.suit(scenario);
         tuning
+    }
+
+    /// Tablets split, merge and move by themselves.
+    pub fn change_shape(&mut self, random: &Random) {
+        self.shape = Some(Shape {
+            split_bytes: pick(random, &[8 << 10, 24 << 10, 64 << 10]),
+            hot_requests_per_s: pick(random, &[5, 20, 1_000]),
+            merge_age_ms: pick(random, &[500, 4_000]),
+            balance_every_ms: pick(random, &[300, 1_000]),
+            tolerance_permille: pick(random, &[50, 300]),
+        });
     }
 
     /// What a scenario needs in order to come about often.
@@ -174,6 +198,21 @@ impl Tuning {
         tuning.open_patience_ms = self.open_patience_ms;
         tuning.renewal_ms = self.renewal_ms;
         tuning.snapshot_every_entries = self.snapshot_every_entries;
+        (tuning.auto_split, tuning.auto_merge, tuning.auto_balance) = (false, false, false);
+        if let Some(shape) = &self.shape {
+            (tuning.auto_split, tuning.auto_merge, tuning.auto_balance) = (true, true, true);
+            tuning.balance_every_ms = shape.balance_every_ms;
+            tuning.split_bytes = shape.split_bytes;
+            tuning.split_bytes_min = shape.split_bytes / 4;
+            tuning.hot_requests_per_s = shape.hot_requests_per_s;
+            tuning.hot_for_ms = 2_000;
+            tuning.split_rest_ms = 3_000;
+            tuning.merge_bytes_permille = 300;
+            tuning.merge_age_ms = shape.merge_age_ms;
+            tuning.merge_requests_per_s = shape.hot_requests_per_s / 2;
+            tuning.balance_tolerance_permille = shape.tolerance_permille;
+            tuning.move_rest_ms = 2_000;
+        }
         config
     }
 
