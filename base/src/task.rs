@@ -104,6 +104,18 @@ impl Tasks {
         };
     }
 
+    /// Ends the process by a panic, for a reason that lies outside of it. Where processes are simulated only this
+    /// group ends, as if one of its tasks had panicked: a panic ends all of them in builds that abort.
+    ///
+    /// # Panics
+    /// Outside of simulations, always.
+    pub fn fail(&self, task: &'static str, why: &str) {
+        assert!(self.pause.is_some(), "{task}: {why}");
+        tracing::error!(task, why, "task failed; shutting down");
+        self.panicked.lock().get_or_insert(task);
+        self.token.cancel();
+    }
+
     /// Runs `work` where blocking is allowed, and returns its result.
     ///
     /// In simulation it runs inline. A panic in `work` is resumed here.
@@ -154,6 +166,20 @@ pub struct TaskPanicked(pub &'static str);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_failed_task_ends_its_simulated_process_without_a_panic() {
+        let tasks = Tasks::pausable(Pause::new());
+        tasks.fail("writer", "no room");
+        assert!(tasks.is_cancelled());
+        assert_eq!(tasks.shutdown().await, Err(TaskPanicked("writer")));
+    }
+
+    #[test]
+    #[should_panic(expected = "writer: no room")]
+    fn a_failed_task_panics_outside_of_simulations() {
+        Tasks::new().fail("writer", "no room");
+    }
 
     #[tokio::test]
     async fn shutdown_joins_every_task() {

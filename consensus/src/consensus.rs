@@ -337,6 +337,6 @@ fn assemble<S: StateMachine>(
         let _ = raft.shutdown().await;
         stop.stop().await;
     });
-    env.tasks.spawn_to_end("raft guard", engine_watch::guard(config, failure, tasks.clone()));
+    env.tasks.spawn_to_end("raft guard", engine_watch::guard(config, failure, tasks.clone(), env.tasks.clone()));
     Consensus(Arc::new(inner))
 }

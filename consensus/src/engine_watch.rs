@@ -14,6 +14,9 @@ use crate::machine::Machine;
 use crate::state_machine::StateMachine;
 use crate::types::Types;
 
+/// How the operating system's error for a full disk reads.
+const NO_SPACE: &str = "no storage space";
+
 /// Why the engine stopped by itself, if it did.
 pub(crate) type Failure = Arc<Mutex<Option<String>>>;
 
@@ -73,11 +76,14 @@ pub(crate) async fn run<S: StateMachine>(
 
 /// Joins the member's tasks; panics if the engine failed, so that the process ends: a member in
 /// doubt about its own disk must not go on.
-pub(crate) async fn guard(config: Arc<Config>, failure: Failure, tasks: Tasks) {
+pub(crate) async fn guard(config: Arc<Config>, failure: Failure, tasks: Tasks, process: Tasks) {
     tasks.cancelled().await;
     let joined = tasks.shutdown().await;
     if let Some(why) = failure.lock().take() {
-        panic!("node {} of group {} stopped: {why}", config.node, config.group);
+        let why = format!("node {} of group {} stopped: {why}", config.node, config.group);
+        // A full disk is no bug; another member leads.
+        assert!(why.contains(NO_SPACE), "{why}");
+        return process.fail("raft guard", &why);
     }
     if let Err(panicked) = joined {
         panic!("node {} of group {} stopped: {panicked}", config.node, config.group);
