@@ -99,7 +99,12 @@ fn suited(bug: Planted) -> &'static [Scenario] {
 fn known_seed(bug: Planted) -> u64 {
     match bug {
         Planted::AckAfterFence => 18,
-        Planted::TooFewAnswers | Planted::ReplayedTwice | Planted::FlushedAhead | Planted::LateFirstAttempt => 2,
+        Planted::LateReport => 4,
+        Planted::FlushedAhead
+        | Planted::LateFirstAttempt
+        | Planted::ParentCompactionCommits
+        | Planted::SplitReplyLostThaws
+        | Planted::TooFewAnswers => 2,
         _ => 1,
     }
 }
