@@ -99,9 +99,9 @@ fn suited(bug: Planted) -> &'static [Scenario] {
 fn known_seed(bug: Planted) -> u64 {
     match bug {
         Planted::AckAfterFence => 18,
+        Planted::FlushedAhead => 8,
         Planted::LateReport => 4,
-        Planted::FlushedAhead
-        | Planted::LateFirstAttempt
+        Planted::LateFirstAttempt
         | Planted::ParentCompactionCommits
         | Planted::SplitReplyLostThaws
         | Planted::TooFewAnswers => 2,
