@@ -397,6 +397,11 @@ impl FakeShared {
         self.begun.lock().insert(procedure)
     }
 
+    /// Whether it serves the tablet. The master may know that it is open before its owner has heard so.
+    fn has(&self, key: &TabletKey) -> bool {
+        self.rows.lock().get(&key.tablet_id).is_some_and(|row| row.epoch == key.epoch)
+    }
+
     fn report(&self) -> Vec<TabletLoad> {
         let loads = self.loads.lock();
         let load = |row: &MetaRow| TabletLoad {
@@ -505,6 +510,9 @@ impl TabletServerControl for Control {
         if self.0.holds.lock().reshape {
             return Err(RpcError::new(ErrorCode::Unavailable, "held up").into());
         }
+        if !order.tablet.as_ref().is_some_and(|key| self.0.has(key)) {
+            return Err(RpcError::new(ErrorCode::Unavailable, "not here yet").into());
+        }
         if self.0.begin(order.procedure) {
             let shared = self.0.clone();
             self.0.env.tasks.spawn("fake split", async move { reshape::split(shared, order).await });
@@ -517,6 +525,10 @@ impl TabletServerControl for Control {
         assert_eq!(order.server_id, self.0.id, "orders name their incarnation");
         if self.0.holds.lock().reshape {
             return Err(RpcError::new(ErrorCode::Unavailable, "held up").into());
+        }
+        let is_here = |key: &Option<TabletKey>| key.as_ref().is_some_and(|key| self.0.has(key));
+        if !is_here(&order.left) || !is_here(&order.right) {
+            return Err(RpcError::new(ErrorCode::Unavailable, "not here yet").into());
         }
         if self.0.begin(order.procedure) {
             let shared = self.0.clone();
