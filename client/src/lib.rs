@@ -55,6 +55,7 @@
 //! | `table` | name → id and schema; the retry loop that all calls share |
 //! | `retry`, `error` | when to try again, how calls end: pure policy |
 //! | `location`, `locate`, `masters`, `server` | which server has a row, and connections to it |
+//! | `shared_work` | look-ups that many wait for, whoever of them is polled |
 //! | `idempotency` | sequence numbers of writes |
 //! | `salt` | the prefixes of salted tables' row keys |
 //! | `read`, `scan`, `write`, `batch_writer` | the data calls |
@@ -78,6 +79,7 @@ mod salt;
 mod scan;
 mod server;
 mod shape;
+mod shared_work;
 mod table;
 mod write;
 

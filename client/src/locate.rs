@@ -1,14 +1,15 @@
 //! Asks the master where tablets are, and remembers it.
 //!
 //! One look-up at a time per table: a look-up fetches the tablets that follow as well, and many
-//! calls that lose the same server at once share its answer.
+//! calls that lose the same server at once share its answer. Whoever waits for it drives it, so that a
+//! call or scan that is not polled holds up no other.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
 use uruk_base::Moment;
 use uruk_proto::limits::ROW_KEY_BYTES_MAX;
 use uruk_proto::master::{LocateRequest, LocateResponse, TabletLocation};
@@ -19,6 +20,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::location::{Location, LocationMap};
 use crate::masters::Deadlines;
 use crate::retry::Effect;
+use crate::shared_work::{SharedWork, Work};
 
 /// How good an answer must be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -34,12 +36,12 @@ pub(crate) struct Wanted {
 pub(crate) struct Locations {
     table: TableId,
     map: RwLock<LocationMap>,
-    look_up: Semaphore,
+    look_up: SharedWork<Result<Option<Arc<Location>>>>,
 }
 
 impl Locations {
     pub fn new(table: TableId, tablets_max: usize) -> Locations {
-        Locations { table, map: RwLock::new(LocationMap::new(tablets_max)), look_up: Semaphore::new(1) }
+        Locations { table, map: RwLock::new(LocationMap::new(tablets_max)), look_up: SharedWork::new() }
     }
 
     /// The tablet that holds `row`, if it is known and somebody serves it.
@@ -60,33 +62,28 @@ impl Locations {
 
     /// The tablet that holds `row` (or would hold it: `row` may also be a bound of a range), served
     /// or not. Asks the master unless a good enough answer is known.
-    pub async fn find(&self, core: &Core, row: &[u8], wanted: Wanted, within: Duration) -> Result<Arc<Location>> {
+    pub async fn find(
+        self: &Arc<Locations>,
+        core: &Arc<Core>,
+        row: &[u8],
+        wanted: Wanted,
+        within: Duration,
+    ) -> Result<Arc<Location>> {
         // A bound may be a byte longer than any key; no tablet starts between it and its prefix.
         let row = &row[..row.len().min(ROW_KEY_BYTES_MAX)];
-        if let Some(location) = self.good_enough(row, wanted) {
-            return Ok(location);
-        }
-        let one_at_a_time = self.look_up.acquire().await.expect("the semaphore is never closed");
-        if let Some(location) = self.good_enough(row, wanted) {
-            return Ok(location);
-        }
-        let mut from_leader = wanted.from_leader;
         let found = loop {
-            let asked = core.env.clock.now();
-            let answer = self.ask(core, row, from_leader, within).await?;
-            let mut map = self.map.write();
-            let mut is_old_news = false;
-            for tablet in answer.tablets {
-                is_old_news |= !map.insert(location(core, tablet)?, asked, from_leader);
+            if let Some(location) = self.good_enough(row, wanted) {
+                return Ok(location);
             }
-            let found = map.get(row).map(|entry| entry.location.clone());
-            if found.is_some() || !is_old_news || from_leader {
-                break found;
+            let look_up = || {
+                let (locations, core, row) = (self.clone(), core.clone(), Bytes::copy_from_slice(row));
+                async move { locations.look_up(&core, row, wanted.from_leader, within).await }.boxed()
+            };
+            match self.look_up.join_or_start(look_up) {
+                Work::Own(work) => break work.await?,
+                Work::Other(work) => drop(work.await),
             }
-            // We know better than this replica, but not where the row is.
-            from_leader = true;
         };
-        drop(one_at_a_time);
         found.ok_or_else(|| Error::Refused {
             code: ErrorCode::Unavailable,
             message: format!("the master names no tablet of {} for row \"{}\"", self.table, row.escape_ascii()),
@@ -94,13 +91,34 @@ impl Locations {
         })
     }
 
-    async fn ask(&self, core: &Core, row: &[u8], from_leader: bool, within: Duration) -> Result<LocateResponse> {
-        let request = LocateRequest {
-            table_id: self.table.0,
-            row: Bytes::copy_from_slice(row),
-            limit: core.config.locate_tablets,
-            from_leader,
-        };
+    /// Asks the master for the tablet that holds `row` and those that follow; None if it knows none.
+    async fn look_up(
+        &self,
+        core: &Core,
+        row: Bytes,
+        mut from_leader: bool,
+        within: Duration,
+    ) -> Result<Option<Arc<Location>>> {
+        loop {
+            let asked = core.env.clock.now();
+            let answer = self.ask(core, &row, from_leader, within).await?;
+            let mut map = self.map.write();
+            let mut is_old_news = false;
+            for tablet in answer.tablets {
+                is_old_news |= !map.insert(location(core, tablet)?, asked, from_leader);
+            }
+            let found = map.get(&row).map(|entry| entry.location.clone());
+            if found.is_some() || !is_old_news || from_leader {
+                return Ok(found);
+            }
+            // We know better than this replica, but not where the row is.
+            from_leader = true;
+        }
+    }
+
+    async fn ask(&self, core: &Core, row: &Bytes, from_leader: bool, within: Duration) -> Result<LocateResponse> {
+        let request =
+            LocateRequest { table_id: self.table.0, row: row.clone(), limit: core.config.locate_tablets, from_leader };
         let deadlines = Deadlines { call: within, attempt: core.config.master_attempt_deadline() };
         let answer = core.masters.call(Effect::Read, deadlines, |mut master| {
             let request = request.clone();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
 use tonic::Status;
 use uruk_base::Moment;
 use uruk_proto::cell_batch::Row;
@@ -25,6 +25,7 @@ use crate::masters::Deadlines;
 use crate::retry::{Attempts, Effect, Failure, Origin, Step};
 use crate::salt::Salt;
 use crate::server::TabletClient;
+use crate::shared_work::{SharedWork, Work};
 
 /// A family that the schema lacks is looked for at the master at most this often.
 const SCHEMA_AGE_MIN: Duration = Duration::from_millis(100);
@@ -50,7 +51,7 @@ pub(crate) struct Resolved {
 pub(crate) struct TableState {
     name: String,
     current: RwLock<Arc<Resolved>>,
-    resolve: Semaphore,
+    resolve: SharedWork<Result<Arc<Resolved>>>,
 }
 
 /// What an attempt needs to make its request.
@@ -70,7 +71,7 @@ impl TableState {
         let locations = Arc::new(Locations::new(schema.id, core.config.locations_max));
         let resolved = Resolved { schema: Arc::new(schema), locations, asked };
         let current = RwLock::new(Arc::new(resolved));
-        Ok(Arc::new(TableState { name: name.to_owned(), current, resolve: Semaphore::new(1) }))
+        Ok(Arc::new(TableState { name: name.to_owned(), current, resolve: SharedWork::new() }))
     }
 
     /// The table's name.
@@ -84,15 +85,33 @@ impl TableState {
     }
 
     /// Resolves the name again, unless somebody has since `after`.
-    async fn refresh(&self, core: &Core, after: Moment, within: Duration) -> Result<Arc<Resolved>> {
-        let _one_at_a_time = self.resolve.acquire().await.expect("the semaphore is never closed");
-        let known = self.current();
-        // Not at the same moment: what failed then may have changed since that answer.
-        if known.asked > after {
-            return Ok(known);
+    async fn refresh(
+        self: &Arc<TableState>,
+        core: &Arc<Core>,
+        after: Moment,
+        within: Duration,
+    ) -> Result<Arc<Resolved>> {
+        loop {
+            let known = self.current();
+            // Not at the same moment: what failed then may have changed since that answer.
+            if known.asked > after {
+                return Ok(known);
+            }
+            let resolve = || {
+                let (state, core) = (self.clone(), core.clone());
+                async move { state.resolve_anew(&core, within).await }.boxed()
+            };
+            match self.resolve.join_or_start(resolve) {
+                Work::Own(work) => return work.await,
+                Work::Other(work) => drop(work.await),
+            }
         }
+    }
+
+    async fn resolve_anew(&self, core: &Core, within: Duration) -> Result<Arc<Resolved>> {
         let asked = core.env.clock.now();
         let schema = fetch_schema(core, &self.name, within).await?;
+        let known = self.current();
         let locations = match schema.id == known.schema.id {
             true => known.locations.clone(),
             false => Arc::new(Locations::new(schema.id, core.config.locations_max)),

@@ -3,6 +3,7 @@
 mod fake;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fake::{Cluster, Fault};
@@ -12,6 +13,9 @@ use uruk_client::{
     Client, ErrorCode, FamilySpec, Filter, Mutation, Order, Outcome, ReadModifyWriteRule, ReadOptions, RowMutation,
     RowRange, ScanOptions, Table, TableSpec,
 };
+
+/// Virtual time after which a case is one that never ends.
+const CASE_LIMIT: Duration = Duration::from_secs(600);
 
 fn run<T>(future: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -129,6 +133,22 @@ async fn what_was_begun_for_one_salt_does_not_reach_a_table_with_another() {
     assert_eq!(cluster.lock().rows.len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_prefix_with_rows_to_give_out_holds_up_no_look_up_of_another() {
+    for skipped in 0..6 {
+        for faults in [[Fault::Merge, Fault::Move], [Fault::Split, Fault::Move], [Fault::Stale, Fault::Stale]] {
+            let cluster = Cluster::start(4).await;
+            let table = salted(&cluster.client(), 2, &["a", "b"]).await;
+            fill(&table, [Bytes::from_static(&[0])]).await;
+            cluster.lock().cells_per_batch = 1;
+            cluster.faults([Fault::None].repeat(skipped).into_iter().chain(faults));
+            let options = ScanOptions { parallel: 3, ..ScanOptions::default() };
+            let scan = cluster.env.clock.timeout(CASE_LIMIT, keys(&table, RowRange::ALL, options));
+            assert_eq!(scan.await.expect("the scan ends"), [Bytes::from_static(&[0])]);
+        }
+    }
+}
+
 fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         3 => Just(Fault::None),
@@ -160,8 +180,8 @@ proptest! {
         cells_per_batch in 1usize..5,
         faults in prop::collection::vec(fault(), 0..12),
     ) {
-        run(async move {
-            let cluster = Cluster::start(4).await;
+        let told = format!("{salt} {rows:?} {start:?} {end:?} {is_prefix} {order:?} {limit} {parallel} {cells_per_batch} {faults:?}");
+        let case = |cluster: Cluster| async move {
             let table = salted(&cluster.client(), salt, &["a", "b"]).await;
             fill(&table, rows.iter().map(|row| Bytes::from(row.clone()))).await;
             cluster.lock().cells_per_batch = cells_per_batch;
@@ -184,6 +204,12 @@ proptest! {
             }
             expected.truncate(wanted);
             assert_eq!(found, expected);
+        };
+        let ended = run(async move {
+            let cluster = Cluster::start(4).await;
+            let clock = cluster.env.clock.clone();
+            clock.timeout(CASE_LIMIT, case(cluster)).await
         });
+        assert!(ended.is_ok(), "the case hangs: {told}");
     }
 }

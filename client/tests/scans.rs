@@ -7,7 +7,7 @@ use std::time::Duration;
 use fake::{Cluster, Fault};
 use futures::{StreamExt, TryStreamExt};
 use proptest::prelude::*;
-use uruk_client::{Client, ErrorCode, Filter, Order, Outcome, RowRange, ScanOptions, Table};
+use uruk_client::{Client, ErrorCode, Filter, Order, Outcome, ReadOptions, RowRange, ScanOptions, Table};
 
 /// Runs `future` on a runtime of its own with a clock that skips idle time.
 fn run<T>(future: impl Future<Output = T>) -> T {
@@ -243,4 +243,16 @@ async fn batches_hold_whole_rows_and_the_filter_is_sent() {
     let rows: Vec<_> = batches.iter().flat_map(|batch| &batch.rows).collect();
     assert_eq!(rows.iter().map(|row| row.key.clone()).collect::<Vec<_>>(), keys);
     assert!(rows.iter().all(|row| row.cells.len() == 1 && row.cells[0].value.is_empty()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scan_that_is_not_read_on_in_the_middle_of_a_look_up_holds_up_no_other_call() {
+    let cluster = Cluster::start(2).await;
+    let (table, keys) = table_of(&cluster, &cluster.client()).await;
+    let mut scan = table.scan(RowRange::ALL, ScanOptions::default());
+    assert!(futures::poll!(scan.next()).is_pending(), "it asks the master where the tablets are");
+    let options = ReadOptions::default();
+    let read = cluster.env.clock.timeout(Duration::from_secs(60), table.read_row("row-007", &options));
+    assert!(read.await.expect("it does not wait for the reader of the scan").unwrap().is_some());
+    assert_eq!(scan.count().await, keys.len());
 }
