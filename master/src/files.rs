@@ -2,12 +2,13 @@
 //!
 //! A file goes only if (a) a committed command un-named it: then it is in the deletion queue, and the
 //! planner waits until no live server reads it, by reports that were surely gathered later; or (b) its
-//! creator is dead, or does not own any more the tablet that it was made for, and nothing names it: what the
+//! creator is dead, or does not own any more the tablet in the file's path, and nothing names it: what the
 //! sweep finds. Such a creator can have it named no more, so what is unnamed then stays unnamed for ever; or
-//! (c) it is a sorted piece of a log,
-//! nothing names it, and no sort by its creator is under way: the answer that told of it was lost, and is
-//! not listened to any more. Should it be named after all, by a command whose outcome this leader does not
-//! know, the piece counts as lost and is sorted anew. Age alone never counts.
+//! (c) it is a sorted piece of a log, nothing names it, and no sort by its creator is under way: the answer
+//! that told of it was lost, and is not listened to any more. Should it be named after all, by a command whose
+//! outcome this leader does not know, the piece counts as lost and is sorted anew. Age alone never counts.
+//!
+//! (b) trusts that tablet servers name a file only for the tablet in its path.
 
 use std::sync::Arc;
 

@@ -8,8 +8,8 @@
 //! | sent | refused, or nobody knows | decline; once that is answered, read the rows: ours as before: thaw; else drop |
 //!
 //! Invariant: after a command was sent a tablet thaws only when its procedure is known to be over and its
-//! row, read after that, is still ours and does not name it. The answer to `ProcedureDeclined` is that knowledge: it is a
-//! command behind which no attempt of the procedure's own can commit any more, however late it arrives.
+//! row, read after that, is still ours and does not name it. The answer to `ProcedureDeclined` is that
+//! knowledge: behind that command no attempt of the procedure's own can commit any more, however late it arrives.
 
 use std::sync::Arc;
 use std::time::Duration;
