@@ -94,6 +94,9 @@ pub enum Standing {
     Presumed,
     /// A segment's replica that was not told that it is sealed.
     Unfinished,
+    /// A replica that was told long ago, and was not heard to have finished. Whether the orders or the
+    /// replies were lost or it cannot is unknown: it counts for nothing, and is told again.
+    Overdue,
     /// It failed its checksum, or cannot be cut to the sealed length: a copy may overwrite it.
     Damaged,
     /// Sound, and not what is wanted: it has another length.
@@ -176,7 +179,7 @@ pub fn assess(want: &Want, copies: &[CopyView<'_>], excess: Excess, free_target:
     }
     Assessment {
         delete,
-        finish: of(Standing::Unfinished).map(|c| c.server).collect(),
+        finish: of(Standing::Unfinished).chain(of(Standing::Overdue)).map(|c| c.server).collect(),
         missing: wanted.saturating_sub(live),
         live,
         unavailable: live == 0,
@@ -185,7 +188,7 @@ pub fn assess(want: &Want, copies: &[CopyView<'_>], excess: Excess, free_target:
 
 fn garbage(copies: &[CopyView<'_>]) -> Vec<ChunkServerId> {
     let is_known_there = |standing| match standing {
-        Standing::Confirmed | Standing::Unfinished | Standing::Damaged | Standing::Unfit => true,
+        Standing::Confirmed | Standing::Unfinished | Standing::Overdue | Standing::Damaged | Standing::Unfit => true,
         // Its report, or its return, brings it up again.
         Standing::Presumed | Standing::Leaving | Standing::Lost => false,
     };

@@ -180,9 +180,8 @@ impl Fleet {
             Want::Copies(_) if damaged => Standing::Damaged,
             Want::Copies(wanted) if sealed && bytes == wanted.bytes => good,
             Want::Copies(_) if sealed => Standing::Unfit,
-            // Told that it is sealed, it either finishes or turns out too short.
             Want::Copies(_) => match copy.finish_since {
-                Some(since) if now.saturating_since(since) >= self.config.repair_grace => Standing::Damaged,
+                Some(since) if now.saturating_since(since) >= self.config.repair_grace => Standing::Overdue,
                 Some(_) | None => Standing::Unfinished,
             },
         }
@@ -203,7 +202,10 @@ impl Fleet {
         let Some(copy) = copies.and_then(|c| c.get_mut(&server)) else { return };
         copy.finish_since.get_or_insert(now);
         self.timers.insert((now + ORDER_CHECK, piece));
-        self.give(server, piece, Order::Finish(wanted), now);
+        // A copy on its way to it makes up for whatever it lacks; a server has one order of a piece.
+        if self.in_flight.get(&piece).is_none_or(|copy| copy.target != server) {
+            self.give(server, piece, Order::Finish(wanted), now);
+        }
     }
 
     fn give(&mut self, server: ChunkServerId, piece: PieceId, order: Order, now: Moment) {

@@ -374,6 +374,21 @@ fn replicas_of_a_sealed_segment_are_told_to_finish() {
 }
 
 #[test]
+fn replicas_whose_orders_were_lost_for_long_are_still_told_to_finish() {
+    let mut store = Store::settled(3, &[]);
+    let piece = store.sealed_segment();
+    for server in 1..=3 {
+        store.report(server, change(unsealed(piece, BYTES + 20)));
+    }
+    // Every answer is lost on its way: the servers are heard of, and hear nothing.
+    let lost = store.pass(60, &[]);
+    assert!(lost.values().all(|orders| !orders.finish.is_empty()), "{lost:?}");
+    let orders = store.pass(10, &[]);
+    let told: Vec<u64> = orders.iter().filter(|(_, o)| o.finish.iter().any(|f| f.0 == piece)).map(|o| *o.0).collect();
+    assert_eq!(told, [1, 2, 3], "{orders:?}");
+}
+
+#[test]
 fn a_replica_that_cannot_finish_is_replaced() {
     let mut store = Store::settled(3, &[]);
     let piece = store.sealed_segment();

@@ -82,6 +82,7 @@ fn copies(text: &str) -> Vec<CopyView<'_>> {
                 "c" => Standing::Confirmed,
                 "p" => Standing::Presumed,
                 "u" => Standing::Unfinished,
+                "o" => Standing::Overdue,
                 "d" => Standing::Damaged,
                 "b" => Standing::Unfit,
                 "l" => Standing::Leaving,
@@ -110,6 +111,9 @@ fn repair_makes_what_is_missing_and_deletes_only_what_is_covered() {
         ("1c 2p 3p",        Delete, Exists,   &[],      &[],    0, false),
         ("1c 2c 3u",        Delete, Exists,   &[],      &[3],   0, false),
         ("1u 2u",           Delete, Exists,   &[],      &[1, 2], 1, false),
+        // One that is overdue is told for ever, and does not count.
+        ("1c 2c 3o",        Delete, Exists,   &[],      &[3],   1, false),
+        ("1o 2o 3o",        Delete, Exists,   &[],      &[1, 2, 3], 3, true),
         ("",                Delete, Exists,   &[],      &[],    3, true),
         ("1x 2x 3x",        Delete, Exists,   &[],      &[],    3, true),
         ("1d",              Delete, NoTarget, &[],      &[],    3, true),
