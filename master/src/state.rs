@@ -46,7 +46,7 @@ use history::History;
 use ids::Ids;
 use index::Index;
 use meta::Meta;
-use procedures::Procedures;
+use procedures::{Ask, Procedures};
 use recoveries::Recoveries;
 use row::{MetaRow, RowKey};
 use servers::Servers;
@@ -212,15 +212,15 @@ impl StateMachine for State {
             }
             Command::DeleteTable { request, name } => self.delete_table(request, &name),
             Command::StartSplit { tablet, at, by_load, reason, request, micros } => {
-                self.start_split((tablet, at, by_load), reason, request, micros)
+                self.start(Ask { reason, request, micros }, |state, ask| state.start_split((tablet, at, by_load), ask))
             }
             Command::TabletSplit(split) => self.tablet_split(*split),
             Command::StartMerge { left, right, reason, request, micros } => {
-                self.start_merge((left, right), reason, request, micros)
+                self.start(Ask { reason, request, micros }, |state, ask| state.start_merge((left, right), ask))
             }
             Command::TabletsMerged(merged) => self.tablets_merged(*merged),
             Command::StartMove { tablet, target, reason, request, micros } => {
-                self.start_move((tablet, target), reason, request, micros)
+                self.start(Ask { reason, request, micros }, |state, ask| state.start_move((tablet, target), ask))
             }
             Command::DeclineProcedure { server, procedure, reason, micros } => {
                 self.decline_procedure(server, procedure, reason, micros)

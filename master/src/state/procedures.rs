@@ -110,6 +110,15 @@ pub struct Procedure {
     pub started_micros: i64,
 }
 
+/// What comes with the order to start a procedure.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ask {
+    pub reason: String,
+    /// See [`Procedure::request`].
+    pub request: u64,
+    pub micros: i64,
+}
+
 /// How a procedure ended.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Ending {
@@ -225,7 +234,16 @@ impl State {
         Ok(row)
     }
 
-    fn begin(&mut self, work: Work, reason: String, request: u64, micros: i64) -> ProcedureId {
+    /// Starts a procedure, unless its request is remembered: then it is that one's.
+    pub(super) fn start(&mut self, ask: Ask, start: impl FnOnce(&mut State, Ask) -> Applied) -> Applied {
+        match self.procedures.by_request(ask.request) {
+            Some(id) => Ok(Reply::Procedure(id)),
+            None => start(self, ask),
+        }
+    }
+
+    fn begin(&mut self, work: Work, ask: Ask) -> ProcedureId {
+        let Ask { reason, request, micros } = ask;
         self.procedures.note(micros);
         self.procedures.last += 1;
         let id = ProcedureId(self.procedures.last);
@@ -288,54 +306,26 @@ impl State {
         self.end_procedure(id, ending, Some(micros));
     }
 
-    pub(super) fn start_split(
-        &mut self,
-        work: (TabletKey, Option<Bytes>, bool),
-        reason: String,
-        request: u64,
-        micros: i64,
-    ) -> Applied {
-        if let Some(id) = self.procedures.by_request(request) {
-            return Ok(Reply::Procedure(id));
-        }
-        let (tablet, at, by_load) = work;
+    pub(super) fn start_split(&mut self, (tablet, at, by_load): (TabletKey, Option<Bytes>, bool), ask: Ask) -> Applied {
         let row = self.free_row(tablet)?;
         if let Some(at) = &at {
             check_split_key(row, at)?;
         }
-        Ok(Reply::Procedure(self.begin(Work::Split { tablet, at, by_load }, reason, request, micros)))
+        Ok(Reply::Procedure(self.begin(Work::Split { tablet, at, by_load }, ask)))
     }
 
-    pub(super) fn start_merge(
-        &mut self,
-        (left, right): (TabletKey, TabletKey),
-        reason: String,
-        request: u64,
-        micros: i64,
-    ) -> Applied {
-        if let Some(id) = self.procedures.by_request(request) {
-            return Ok(Reply::Procedure(id));
-        }
+    pub(super) fn start_merge(&mut self, (left, right): (TabletKey, TabletKey), ask: Ask) -> Applied {
         let (left_row, right_row) = (self.free_row(left)?, self.free_row(right)?);
         require_neighbours(left_row, right_row)?;
         let (to, from) = (left_row.owner(), right_row.owner().expect("it is open"));
-        let id = self.begin(Work::Merge { left, right }, reason, request, micros);
+        let id = self.begin(Work::Merge { left, right }, ask);
         if to != Some(from) {
             self.change_row(right.tablet, |row| row.state = TabletState::Closing(from, CloseKind::Flush));
         }
         Ok(Reply::Procedure(id))
     }
 
-    pub(super) fn start_move(
-        &mut self,
-        (tablet, target): (TabletKey, ServerId),
-        reason: String,
-        request: u64,
-        micros: i64,
-    ) -> Applied {
-        if let Some(id) = self.procedures.by_request(request) {
-            return Ok(Reply::Procedure(id));
-        }
+    pub(super) fn start_move(&mut self, (tablet, target): (TabletKey, ServerId), ask: Ask) -> Applied {
         let owner = self.free_row(tablet)?.owner().expect("it is open");
         if !self.servers.is_live(target) || self.servers.is_draining(target) {
             let message = format!("{target} does not live, or is drained");
@@ -345,7 +335,7 @@ impl State {
             let message = format!("{} is on {target} already", tablet.tablet);
             return Err(Refusal::new(Reason::InvalidArgument, message));
         }
-        let id = self.begin(Work::Move { tablet, target }, reason, request, micros);
+        let id = self.begin(Work::Move { tablet, target }, ask);
         self.change_row(tablet.tablet, |row| row.state = TabletState::Closing(owner, CloseKind::Flush));
         Ok(Reply::Procedure(id))
     }

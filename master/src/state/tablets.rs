@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::{Epoch, SeqNo, ServerId, TableId, TabletId};
 
-use super::files::creator;
+use super::files::{creator, tablet_of};
 use super::history::Event;
 use super::row::{CloseKind, CommitNumber, Failure, FileRef, MetaRow, TabletState};
 use super::{Applied, State};
@@ -175,9 +175,12 @@ impl State {
             if path.is_empty() || !seen.insert(path) || (self.is_named(path) && !is_kept_memory) {
                 return refuse(Reason::InvalidArgument, format!("{tablet}: file {path:?} is not new"));
             }
-            // The sweep trusts names: only the creator may have its files named.
+            // The sweep trusts names: a file's creator may have it named, for the tablet in its path.
             if !is_kept_memory && creator(path).is_some_and(|creator| creator != commit.server) {
                 return refuse(Reason::InvalidArgument, format!("{tablet}: file {path} is not {}'s", commit.server));
+            }
+            if !is_kept_memory && tablet_of(path).is_some_and(|of| of != tablet) {
+                return refuse(Reason::InvalidArgument, format!("{tablet}: file {path} is another tablet's"));
             }
         }
         if let Some(file) = added().find(|file| file.range.intersect(&row.range).is_empty()) {

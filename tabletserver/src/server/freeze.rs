@@ -71,8 +71,9 @@ pub async fn drain_and_flush(server: &Server, tablet: &Arc<Tablet>, alone: &Mute
             TabletState::Loaded | TabletState::Open | TabletState::Replacing => return Quiet::Thawed,
         }
         match server.flush_alone(tablet, alone).await {
-            Ok(FlushEnd::Clean) => return Quiet::Flushed,
-            Ok(FlushEnd::Flushed) => {}
+            Ok(FlushEnd::Clean) if tablet.state() == TabletState::Frozen => return Quiet::Flushed,
+            // Thawed meanwhile, or there is more.
+            Ok(FlushEnd::Clean | FlushEnd::Flushed) => {}
             Ok(FlushEnd::Lost) => return Quiet::Lost,
             Err(error) => {
                 tracing::warn!(tablet = %tablet.id, %error, "final flush failed; trying again");

@@ -168,6 +168,7 @@ async fn a_final_flush_that_does_not_end_lets_writers_in_again() {
     assert!(cluster.master.with(|state| state.attempts.is_empty()));
     cluster.master.with(|state| state.hangs_commits = false);
     until_declined(&cluster, procedure).await;
+    assert!(cluster.master.with(|state| state.attempts.is_empty()), "what was flushed late replaced a thawed tablet");
     host.split(&cluster, TABLET, "m").await;
 }
 
