@@ -196,10 +196,8 @@ impl Replica {
             return Err(StoreError::Invalid("log id 0".into()));
         }
         self.host.space.take(DATA_OFFSET)?;
-        let file = self.create_log_file().await?;
-        let meta = ReplicaMeta { log_id: open.log_id, mode: open.mode, has_log: true, ..self.new_meta(Origin::Member) };
-        self.store_meta(content, meta).await?;
-        self.use_file(content, file).await;
+        let meta = ReplicaMeta { log_id: open.log_id, mode: open.mode, ..self.new_meta(Origin::Member) };
+        self.create_log_file(content, meta).await?;
         content.open = true;
         self.glance.lock().open = true;
         self.host.changes.segment(self.id);
@@ -340,7 +338,27 @@ impl Replica {
     }
 
     /// A new log file with its header; its name becomes durable with the meta file that follows.
-    async fn create_log_file(&self) -> Result<Arc<dyn DiskFile>, StoreError> {
+    /// Makes the log file, then the meta file that names it. Without the second nothing of the first stays.
+    async fn create_log_file(&self, content: &mut Content, meta: ReplicaMeta) -> Result<(), StoreError> {
+        let made = async {
+            let file = self.empty_log_file().await?;
+            self.store_meta(content, ReplicaMeta { has_log: true, ..meta }).await?;
+            Ok(file)
+        };
+        match made.await {
+            Ok(file) => {
+                self.sync.lock().await.file = Some(file.clone());
+                content.file = Some(file);
+                Ok(())
+            }
+            Err(error) => {
+                self.remove_unnamed_log_file().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn empty_log_file(&self) -> Result<Arc<dyn DiskFile>, StoreError> {
         let path = self.log_path();
         let file = self.host.env.disk.open(&path, OpenMode::CreateOrWrite).await.map_err(StoreError::io(&path))?;
         let filled = async {
@@ -355,9 +373,18 @@ impl Replica {
         Ok(file)
     }
 
-    async fn use_file(&self, content: &mut Content, file: Arc<dyn DiskFile>) {
-        self.sync.lock().await.file = Some(file.clone());
-        content.file = Some(file);
+    /// Not when the process is about to end: then nobody knows which meta file a restart will find, and
+    /// the restart removes what is unnamed.
+    async fn remove_unnamed_log_file(&self) {
+        if self.host.check().is_err() {
+            return;
+        }
+        let path = self.log_path();
+        match self.host.env.disk.remove(&path).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove what no meta file names"),
+        }
     }
 
     /// Replaces the meta file. When that fails half-way nobody knows what a restart will find, so

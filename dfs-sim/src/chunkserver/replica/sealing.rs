@@ -84,9 +84,7 @@ impl Replica {
         wanted.fence = asked.recovery;
         if !wanted.has_log {
             self.host.space.take(DATA_OFFSET)?;
-            let file = self.create_log_file().await?;
-            self.use_file(content, file).await;
-            wanted.has_log = true;
+            return self.create_log_file(content, wanted).await;
         }
         if content.meta.as_ref() != Some(&wanted) {
             self.store_meta(content, wanted).await?;
