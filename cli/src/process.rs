@@ -15,6 +15,9 @@ pub mod chunkserver;
 pub mod dfs_controller;
 pub mod master;
 pub mod tabletserver;
+mod tuned;
+
+pub use tuned::tuned;
 
 /// What an acknowledged write has survived.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Serialize, Deserialize)]

@@ -27,6 +27,7 @@ mod compact;
 mod config;
 mod flush;
 mod freeze;
+mod idle;
 pub mod incarnation;
 mod latch;
 mod lease;

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Deserialize;
 use uruk_base::Env;
 use uruk_dfs_sim::client::DfsClient;
-use uruk_master::{Master, MasterConfig, Storage, StorageHealth, StorageReport, Tuning};
+use uruk_master::{Master, MasterConfig, Storage, StorageHealth, StorageReport};
 
 use super::{Durability, Ready, Supervision, absolute, dfs_client, merge, parse_members, read_toml, required};
 
@@ -70,7 +70,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
     config.tuning.lease_ms = options.lease_ms.unwrap_or(config.tuning.lease_ms);
     config.tuning.renewal_ms = options.renewal_ms.unwrap_or(config.tuning.renewal_ms);
     for setting in options.tune.iter().flatten() {
-        config.tuning = tuned(&config.tuning, setting).with_context(|| format!("--tune {setting}"))?;
+        config.tuning = super::tuned(&config.tuning, setting)?;
     }
     if let Some(members) = &options.members {
         config.members = parse_members(members).context("--members")?;
@@ -92,15 +92,6 @@ pub fn run(options: Options) -> Result<ExitCode> {
     })
 }
 
-/// The tuning with one value set.
-fn tuned(tuning: &Tuning, setting: &str) -> Result<Tuning> {
-    let (name, value) = setting.split_once('=').context("write NAME=VALUE")?;
-    let mut all = serde_json::to_value(tuning).context("the tuning is no plain data")?;
-    let known = all.get_mut(name).with_context(|| format!("the master has no value {name:?} to tune"))?;
-    *known = serde_json::from_str(value).with_context(|| format!("{value:?} is neither a number nor true or false"))?;
-    serde_json::from_value(all).context("the value does not fit")
-}
-
 /// The chunk store's health, for the status page.
 #[derive(Debug)]
 struct ChunkStoreHealth(DfsClient);
@@ -111,21 +102,6 @@ impl StorageHealth for ChunkStoreHealth {
         match self.0.health().await {
             Ok(health) => StorageReport::from(health).to_json(),
             Err(error) => StorageReport::failed("chunk store", error.to_string()).to_json(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tuning_values_are_set_by_name_or_refused() {
-        let tuning = tuned(&Tuning::default(), "merge_age_ms=77").unwrap();
-        assert_eq!(tuning, Tuning { merge_age_ms: 77, ..Tuning::default() });
-        assert!(!tuned(&tuning, "auto_balance=false").unwrap().auto_balance);
-        for bad in ["merge_age_ms", "nothing=1", "merge_age_ms=x", "merge_age_ms=-1", "auto_balance=1"] {
-            assert!(tuned(&tuning, bad).is_err(), "{bad}");
         }
     }
 }

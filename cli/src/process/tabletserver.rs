@@ -67,6 +67,9 @@ pub struct Options {
     /// Threads that serve; on small machines one is fastest [default: 1]
     #[arg(long)]
     worker_threads: Option<usize>,
+    /// Set one of the server's values, such as memtable_idle_ms=5000 or engine.compaction_ratio=1.5; repeatable
+    #[arg(long, value_name = "NAME=VALUE")]
+    tune: Option<Vec<String>>,
     /// Serve without a watching parent
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     no_parent: Option<bool>,
@@ -91,7 +94,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
     let file: Options = read_toml(options.config.as_ref())?;
     let options = merge!(
         options, file; listen, advertise, masters, controllers, zone, durability, memtable_mib,
-        unflushed_log_mib, block_cache_mib, worker_threads, no_parent
+        unflushed_log_mib, block_cache_mib, worker_threads, tune, no_parent
     );
     // Both check the options, so that a bad one ends the parent too instead of being tried again.
     let config = server_config(&options)?;
@@ -129,6 +132,9 @@ fn server_config(options: &Options) -> Result<TabletServerConfig> {
     }
     if let Some(mib) = options.block_cache_mib {
         config.engine.block_cache_bytes = mib << 20;
+    }
+    for setting in options.tune.iter().flatten() {
+        config = super::tuned(&config, setting)?;
     }
     config.nonce = options.worker_nonce.unwrap_or(0);
     config.validate().context("tablet server options")?;

@@ -39,6 +39,10 @@ pub struct TabletServerConfig {
     pub memtable_bytes_hard: u64,
     /// Most bytes of the own log that may be unflushed: what bounds recovery.
     pub unflushed_log_bytes_max: u64,
+    /// A tablet with unflushed writes is flushed when it had none for this long.
+    pub memtable_idle_ms: u64,
+    /// Or when its oldest unflushed write is this old.
+    pub memtable_age_ms: u64,
     /// Largest record in the log, results apart; a larger row is cut into several.
     pub record_bytes_max: usize,
     /// A frame takes further records while it is smaller than this.
@@ -89,6 +93,8 @@ impl Default for TabletServerConfig {
             memtable_bytes_soft: 192 << 20,
             memtable_bytes_hard: 384 << 20,
             unflushed_log_bytes_max: 256 << 20,
+            memtable_idle_ms: 300_000,
+            memtable_age_ms: 3_600_000,
             record_bytes_max: 8 << 20,
             frame_bytes: 1 << 20,
             frames_in_flight_max: 4,
@@ -134,6 +140,8 @@ impl TabletServerConfig {
                 "is not above memtable_bytes_soft",
             ),
             (self.unflushed_log_bytes_max > 0, "unflushed_log_bytes_max", "is 0"),
+            (self.memtable_idle_ms > 0, "memtable_idle_ms", "is 0"),
+            (self.memtable_age_ms > 0, "memtable_age_ms", "is 0"),
             (self.record_bytes_max >= 8 << 10, "record_bytes_max", "is below 8 KiB"),
             (self.frame_bytes > 0, "frame_bytes", "is 0"),
             (
@@ -172,6 +180,11 @@ impl TabletServerConfig {
     /// How long a planned end may take.
     pub fn stop_limit(&self) -> Duration {
         Duration::from_millis(self.stop_ms_max)
+    }
+
+    /// For how long at most a memtable waits for a flush: without a write, and with writes.
+    pub fn memtable_ages(&self) -> (Duration, Duration) {
+        (Duration::from_millis(self.memtable_idle_ms), Duration::from_millis(self.memtable_age_ms))
     }
 
     /// How long results of calls are remembered.

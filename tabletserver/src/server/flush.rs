@@ -17,6 +17,7 @@ use uruk_proto::{ErrorCode, RpcError, TabletId};
 
 use super::Server;
 use super::commit_files::CommitOutcome;
+use super::idle::IdleWatch;
 use super::tablet::{FlushWork, Tablet, TabletState};
 use crate::engine::EngineError;
 
@@ -24,6 +25,8 @@ use crate::engine::EngineError;
 const TRIM_STEP_BYTES: u64 = 8 << 20;
 /// Dead servers' logs are let go once no tablet was opened for this long.
 const RECOVERY_QUIET: Duration = Duration::from_secs(1);
+/// Idle tablets are looked for at least this often.
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(60);
 /// Pause after a flush that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
@@ -38,6 +41,8 @@ pub struct Candidate {
     pub since: Option<Lsn>,
     /// Dead servers' logs are needed for it.
     pub has_foreign_logs: bool,
+    /// Nobody writes it any more, or it waits for long: [`IdleWatch`].
+    pub is_idle: bool,
 }
 
 /// Which limits are passed.
@@ -52,16 +57,17 @@ pub struct Pressure {
 }
 
 /// The tablet to flush next: what holds back the oldest position of the own log, then the largest;
-/// without pressure what frees dead servers' logs.
+/// without pressure what frees dead servers' logs, then what is idle.
 pub fn choose(candidates: &[Candidate], pressure: Pressure) -> Option<TabletId> {
     let foreign = || candidates.iter().find(|candidate| candidate.has_foreign_logs);
     let oldest = || candidates.iter().filter(|c| c.since.is_some()).min_by_key(|c| c.since);
     let largest = || candidates.iter().filter(|c| c.memtable_bytes > 0).max_by_key(|c| c.memtable_bytes);
+    let idle = || candidates.iter().find(|candidate| candidate.is_idle);
     let chosen = match pressure {
         Pressure { log: true, .. } => oldest(),
         Pressure { memtable: true, .. } => largest(),
         Pressure { memtable: false, log: false, recovering: true } => None,
-        Pressure { memtable: false, log: false, recovering: false } => foreign(),
+        Pressure { memtable: false, log: false, recovering: false } => foreign().or_else(idle),
     };
     chosen.map(|candidate| candidate.id)
 }
@@ -81,9 +87,12 @@ pub enum FlushEnd {
 pub async fn run(server: Arc<Server>) {
     let mut running = FuturesUnordered::new();
     let mut busy: BTreeSet<TabletId> = BTreeSet::new();
+    let mut watch = IdleWatch::default();
+    let (idle, age) = server.config.memtable_ages();
+    let look_every = (idle.min(age) / 4).min(LOOK_EVERY_MAX);
     loop {
         while running.len() < server.config.flushes_max
-            && let Some(tablet) = next_tablet(&server, &busy)
+            && let Some(tablet) = next_tablet(&server, &busy, &mut watch)
         {
             busy.insert(tablet.id);
             running.push(flush_and_rest(&server, tablet));
@@ -93,6 +102,7 @@ pub async fn run(server: Arc<Server>) {
             Some(done) = running.next(), if !running.is_empty() => { busy.remove(&done); }
             () = server.budget.wake_flusher.notified(), if running.len() < server.config.flushes_max => {}
             () = server.env.clock.sleep(RECOVERY_QUIET), if has_foreign_logs(&server) => {}
+            () = server.env.clock.sleep(look_every) => {}
         }
     }
 }
@@ -112,9 +122,11 @@ fn has_foreign_logs(server: &Server) -> bool {
     server.tablets.loaded().iter().any(|tablet| tablet.has_foreign_logs())
 }
 
-fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<Arc<Tablet>> {
+fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>, watch: &mut IdleWatch) -> Option<Arc<Tablet>> {
     server.measure();
     let tablets = server.tablets.loaded();
+    let memtables = tablets.iter().map(|tablet| (tablet.id, tablet.store.memtable_bytes()));
+    let idle = watch.look(server.env.clock.now(), memtables, server.config.memtable_ages());
     let candidates: Vec<Candidate> = tablets
         .iter()
         .filter(|tablet| !busy.contains(&tablet.id) && tablet.state() == TabletState::Open)
@@ -123,6 +135,7 @@ fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<Arc<Tablet>
             memtable_bytes: tablet.store.memtable_bytes(),
             since: tablet.flush_frees_log_from(),
             has_foreign_logs: tablet.has_foreign_logs(),
+            is_idle: idle.contains(&tablet.id),
         })
         .collect();
     // What is being flushed already will free memory: count it as gone.
@@ -292,7 +305,7 @@ mod tests {
     const CALM: Pressure = Pressure { memtable: false, log: false, recovering: false };
 
     fn candidate(id: u64, memtable_bytes: u64, since: Option<u64>) -> Candidate {
-        Candidate { id: TabletId(id), memtable_bytes, since: since.map(Lsn), has_foreign_logs: false }
+        Candidate { id: TabletId(id), memtable_bytes, since: since.map(Lsn), has_foreign_logs: false, is_idle: false }
     }
 
     #[test]
@@ -310,6 +323,10 @@ mod tests {
         let tablets = [candidate(1, 10, Some(1)), recovered];
         assert_eq!(choose(&tablets, CALM), Some(TabletId(4)));
         assert_eq!(choose(&tablets, Pressure { recovering: true, ..CALM }), None);
+        let idle = Candidate { is_idle: true, ..candidate(5, 10, Some(3)) };
+        assert_eq!(choose(&[idle, recovered], CALM), Some(TabletId(4)));
+        assert_eq!(choose(&[candidate(1, 10, Some(1)), idle], CALM), Some(TabletId(5)));
+        assert_eq!(choose(&[idle], Pressure { recovering: true, ..CALM }), None);
         assert_eq!(choose(&tablets, Pressure { memtable: true, recovering: true, ..CALM }), Some(TabletId(1)));
     }
 }

@@ -129,6 +129,16 @@ async fn a_commit_whose_answer_is_lost_is_done_once() {
 }
 
 #[tokio::test]
+async fn a_tablet_that_nobody_writes_any_more_is_flushed() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start_with(TabletServerConfig { memtable_idle_ms: 100, ..cluster.config() }).await;
+    cluster.open(&host, TABLET).await;
+    host.put(TABLET, "a", "1").await;
+    cluster.until("it is flushed", || cluster.master.with(|state| state.commits.len() == 1)).await;
+    assert_eq!(host.scan(TABLET).await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_refused_flush_is_renounced_and_tried_again() {
     let cluster = Cluster::new().await;
     let host = cluster.start_with(small(&cluster)).await;

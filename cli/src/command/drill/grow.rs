@@ -34,6 +34,8 @@ const BALANCED: f64 = 1.25;
 const SETTLE_PAUSE: Duration = Duration::from_millis(250);
 /// What takes hours by default takes minutes here: merges of cold tablets, moves one after the other.
 const QUICK: [&str; 3] = ["--tune=merge_age_ms=20000", "--tune=balance_every_ms=2000", "--tune=move_rest_ms=10000"];
+/// So do memtables that wait for a flush: until then nobody but readers knows what they delete.
+const QUICK_SERVERS: [&str; 1] = ["--tune=memtable_idle_ms=5000"];
 /// Rows of one batch.
 const BATCH_ROWS: usize = 100;
 /// While the load runs, a look that finds no progress this often in a row ends the drill.
@@ -119,6 +121,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     let flags = |text: &Option<String>| {
         text.as_deref().unwrap_or_default().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
+    let owned = |flags: &'static [&'static str]| flags.iter().map(|flag| (*flag).to_owned());
     let spec = ClusterSpec {
         dir,
         masters: 1,
@@ -127,8 +130,8 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         chunk_servers: 3,
         port_base: 0,
         durability: options.durability,
-        tabletserver_flags: flags(&options.tabletserver_flags),
-        master_flags: QUICK.iter().map(|flag| (*flag).to_owned()).chain(flags(&options.master_flags)).collect(),
+        tabletserver_flags: owned(&QUICK_SERVERS).chain(flags(&options.tabletserver_flags)).collect(),
+        master_flags: owned(&QUICK).chain(flags(&options.master_flags)).collect(),
         restart: true,
     };
     let mut cluster = LocalCluster::start(&env, spec).await?;
