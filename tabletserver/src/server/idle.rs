@@ -56,11 +56,14 @@ impl IdleWatch {
 mod tests {
     use super::*;
 
+    /// At a second, tablets with the bytes of their memtables; those that are due.
+    type Step = (u64, &'static [(u64, u64)], &'static [u64]);
+
     #[test]
     fn tablets_are_due_when_they_are_idle_or_old() {
         let limits = (Duration::from_secs(10), Duration::from_secs(25));
         let mut watch = IdleWatch::default();
-        let steps: &[(u64, &[(u64, u64)], &[u64])] = &[
+        let steps: &[Step] = &[
             (0, &[(1, 5), (2, 5), (3, 0)], &[]),
             (9, &[(1, 5), (2, 6), (3, 0)], &[]),
             (10, &[(1, 5), (2, 7), (3, 0)], &[1]),
