@@ -1,33 +1,38 @@
-//! `uruk bench`: throughput and latency through the client library.
+//! `uruk bench`: throughput and latency through the client library, on a cluster of its own, beside a server
+//! that answers the same calls without doing anything.
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
-use futures::StreamExt;
-use hdrhistogram::Histogram;
-use parking_lot::Mutex;
 use serde::Serialize;
 use uruk_base::Env;
-use uruk_client::{Client, FamilySpec, Filter, Mutation, ReadOptions, RowMutation, RowRange, ScanOptions, Table};
+use uruk_client::{Client, FamilySpec};
 
+use self::echo::{EchoServer, Shape};
+use self::in_flight::Done;
+use self::workload::Run;
 use crate::cluster::{ClusterSpec, LocalCluster};
 use crate::command::connect::Connect;
 use crate::command::dev::data_folder;
 use crate::load::keyspace::hashed_splits;
-use crate::load::record::WriteId;
 use crate::output::{human_count, print_table};
 use crate::process::Durability;
 
+mod echo;
 mod engine;
+mod in_flight;
+mod tablets;
+mod usage;
+mod workload;
 
 const FAMILY: &str = "f";
 const QUALIFIER: &[u8] = b"v";
-/// Latencies are recorded from 1 µs to 10 minutes, three digits.
-const LATENCY_US_MAX: u64 = 600_000_000;
+/// Of a cluster with three chunk servers.
+const REPLICAS: u32 = 3;
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize)]
@@ -51,9 +56,17 @@ pub enum Workload {
 #[derive(Subcommand, Debug)]
 enum Part {
     Engine(engine::Engine),
+    Tablets(tablets::Tablets),
+    Echo(echo::Echo),
+    #[command(hide = true)]
+    EchoServer(echo::Serve),
 }
 
-/// Measure throughput and latency.
+/// Measure throughput and latency
+///
+/// Starts a cluster of its own (1 master, 1 controller, 3 tablet servers, 3 chunk servers; three replicas) for
+/// each durability, in a temporary folder. After each workload an echo server that does nothing answers calls of
+/// the same sizes, so that a figure can be read as a share of what the RPC layer can do on this machine just then.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Bench {
@@ -84,9 +97,16 @@ pub struct Bench {
     /// Tablets of the table
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=4096))]
     tablets: u16,
-    /// What an acknowledged write has survived (of the cluster that the bench starts)
-    #[arg(long, value_enum, default_value_t)]
-    durability: Durability,
+    /// What an acknowledged write has survived; several are measured one after the other, each on a cluster of
+    /// its own
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Durability::Fsync])]
+    durability: Vec<Durability>,
+    /// Memory for memtables of each tablet server of the cluster that the bench starts, in MiB
+    #[arg(long)]
+    memtable_mib: Option<u64>,
+    /// Measure no echo beside the workloads
+    #[arg(long)]
+    no_echo: bool,
     /// Scans: tablets read at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     scan_parallel: u16,
@@ -118,18 +138,41 @@ struct Measurement {
     tablets: u16,
     rows: u64,
     seconds: f64,
+    /// Processor time of this process.
+    client_cpu_us_per_row: f64,
+    /// Processor time of all processes of the cluster that the bench started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster_cpu_us_per_row: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    echo_rows_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    echo_ratio: Option<f64>,
 }
 
 /// Runs the workloads and prints what was measured.
 pub async fn run(mut options: Bench) -> Result<ExitCode> {
-    if let Some(Part::Engine(engine)) = options.part.take() {
-        return engine::run(engine).await.map(|()| ExitCode::SUCCESS);
-    }
     let env = Env::real();
+    match options.part.take() {
+        Some(Part::Engine(engine)) => engine::run(engine).await?,
+        Some(Part::Tablets(tablets)) => tablets::run(&env, tablets).await?,
+        Some(Part::Echo(echo)) => echo::run(&env, echo).await?,
+        Some(Part::EchoServer(serve)) => return echo::serve(&env, serve).await,
+        None => {
+            let options = Arc::new(options);
+            for durability in &options.durability {
+                measure_on(&env, *durability, &options).await?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measure_on(env: &Env, durability: Durability, options: &Arc<Bench>) -> Result<()> {
     let (dir, _temporary) = data_folder(None)?;
     let (masters, mut cluster) = match options.running {
         true => (options.connect.masters()?, None),
         false => {
+            let memtable = options.memtable_mib.map(|mib| format!("--memtable-mib={mib}"));
             let spec = ClusterSpec {
                 dir,
                 masters: 1,
@@ -137,24 +180,30 @@ pub async fn run(mut options: Bench) -> Result<ExitCode> {
                 tablet_servers: 3,
                 chunk_servers: 3,
                 port_base: 0,
-                durability: options.durability,
-                tabletserver_flags: vec![],
+                durability,
+                tabletserver_flags: memtable.into_iter().collect(),
                 master_flags: vec![],
                 restart: false,
             };
-            let cluster = LocalCluster::start(&env, spec).await?;
+            let cluster = LocalCluster::start(env, spec).await?;
             (cluster.masters(), Some(cluster))
         }
     };
-    let outcome = measure_all(&env, &masters, options).await;
+    let groups: Vec<u32> = cluster.iter().flat_map(LocalCluster::processes).map(|process| process.pid).collect();
+    let outcome = measure_all(env, &masters, &groups, durability, options).await;
     if let Some(cluster) = &mut cluster {
         cluster.stop().await;
     }
-    outcome?;
-    Ok(ExitCode::SUCCESS)
+    outcome
 }
 
-async fn measure_all(env: &Env, masters: &[String], options: Bench) -> Result<()> {
+async fn measure_all(
+    env: &Env,
+    masters: &[String],
+    groups: &[u32],
+    durability: Durability,
+    options: &Arc<Bench>,
+) -> Result<()> {
     let name = format!("bench_{:08x}", env.random.u64() as u32);
     let admin = Client::connect(env, masters)?;
     let splits: Vec<Bytes> = hashed_splits(usize::from(options.tablets)).into_iter().map(Bytes::from).collect();
@@ -163,31 +212,70 @@ async fn measure_all(env: &Env, masters: &[String], options: Bench) -> Result<()
     for _ in 0..options.clients {
         tables.push(Client::connect(env, masters)?.table(&name).await?);
     }
-    let bench = Arc::new(Run { env: env.clone(), tables, options });
+    let echo = if options.no_echo { None } else { Some(EchoServer::start(env).await?) };
+    let bench = Arc::new(Run { env: env.clone(), tables, options: options.clone() });
     let mut measurements = Vec::new();
     let mut filled = false;
-    for workload in bench.options.workload.clone() {
+    for workload in options.workload.clone() {
         if !filled && matches!(workload, Workload::SequentialRead | Workload::RandomRead | Workload::Scan) {
             bench.clone().batch_write().await.context("filling the table")?;
         }
         filled = true;
-        let measurement = bench.clone().measure(workload).await.with_context(|| format!("workload {workload:?}"))?;
-        if bench.options.json {
+        let measured = measure(&bench, workload, groups, durability).await;
+        let mut measurement = measured.with_context(|| format!("workload {workload:?}"))?;
+        if let Some(echo) = &echo {
+            let rate = echo.measure(env, Shape::of(workload, options), options.in_flight).await?.rows_per_s();
+            measurement.echo_rows_per_s = Some(rate);
+            measurement.echo_ratio = Some(measurement.rows_per_s / rate);
+        }
+        if options.json {
             println!("{}", serde_json::to_string(&measurement).expect("plain data becomes JSON"));
         }
         measurements.push(measurement);
     }
-    if !bench.options.json {
-        print_measurements(&bench.options, &measurements);
+    if let Some(echo) = echo {
+        echo.stop(env).await;
+    }
+    if !options.json {
+        print_measurements(durability, options, &measurements);
     }
     admin.delete_table(&name).await.context("cannot delete the bench's table")
 }
 
-fn print_measurements(options: &Bench, measurements: &[Measurement]) {
+async fn measure(bench: &Arc<Run>, workload: Workload, groups: &[u32], durability: Durability) -> Result<Measurement> {
+    let cluster_cpu = || usage::of_groups(groups).iter().map(|process| process.cpu).sum::<Duration>();
+    let (clock, options) = (&bench.env.clock, &bench.options);
+    let (own_before, cluster_before, started) = (usage::own_cpu(), cluster_cpu(), clock.now());
+    let Done { rows, bytes, latencies } = bench.clone().perform(workload).await?;
+    let seconds = clock.since(started).as_secs_f64();
+    let us_per_row = |cpu: Duration| cpu.as_secs_f64() * 1e6 / rows as f64;
+    let cluster_used = cluster_cpu().saturating_sub(cluster_before);
+    Ok(Measurement {
+        workload,
+        rows_per_s: rows as f64 / seconds,
+        mb_per_s: bytes as f64 / seconds / 1e6,
+        p50_us: latencies.value_at_quantile(0.5),
+        p99_us: latencies.value_at_quantile(0.99),
+        p999_us: latencies.value_at_quantile(0.999),
+        durability,
+        replicas: REPLICAS,
+        value_bytes: options.value_bytes,
+        in_flight: options.in_flight,
+        clients: options.clients,
+        batch_rows: if workload == Workload::BatchWrite { options.batch_rows } else { 1 },
+        tablets: options.tablets,
+        rows,
+        seconds,
+        client_cpu_us_per_row: us_per_row(usage::own_cpu().saturating_sub(own_before)),
+        cluster_cpu_us_per_row: (!groups.is_empty()).then(|| us_per_row(cluster_used)),
+        echo_rows_per_s: None,
+        echo_ratio: None,
+    })
+}
+
+fn print_measurements(durability: Durability, options: &Bench, measurements: &[Measurement]) {
     println!(
-        "{} replicas, durability {}, {}-byte values, {} calls in flight over {} clients, {} rows, {} tablets, batches of {} rows",
-        3,
-        options.durability,
+        "{REPLICAS} replicas, durability {durability}, {}-byte values, {} calls in flight over {} clients, {} rows, {} tablets, batches of {} rows",
         options.value_bytes,
         options.in_flight,
         options.clients,
@@ -199,240 +287,13 @@ fn print_measurements(options: &Bench, measurements: &[Measurement]) {
         let name = m.workload.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
         let ms = |us: u64| format!("{:.2}", us as f64 / 1000.0);
         let rate = human_count(m.rows_per_s as u64);
-        vec![name, rate, format!("{:.1}", m.mb_per_s), ms(m.p50_us), ms(m.p99_us), ms(m.p999_us)]
+        let cpu = m.cluster_cpu_us_per_row.map_or(String::new(), |us| format!("{us:.1}"));
+        let echo = m.echo_rows_per_s.map_or(String::new(), |rate| human_count(rate as u64));
+        let share = m.echo_ratio.map_or(String::new(), |ratio| format!("{:.0} %", ratio * 100.0));
+        let cells = [name, rate, format!("{:.1}", m.mb_per_s), ms(m.p50_us), ms(m.p99_us), ms(m.p999_us)];
+        let rest = [format!("{:.1}", m.client_cpu_us_per_row), cpu, echo, share];
+        cells.into_iter().chain(rest).collect()
     });
-    print_table(&["WORKLOAD", "ROWS/S", "MB/S", "P50 MS", "P99 MS", "P99.9 MS"], rows);
-}
-
-/// One run of the bench: its table through each client.
-struct Run {
-    env: Env,
-    tables: Vec<Table>,
-    options: Bench,
-}
-
-/// What a workload did.
-struct Done {
-    rows: u64,
-    bytes: u64,
-    latencies: Histogram<u64>,
-}
-
-impl Run {
-    fn table(&self, place: usize) -> &Table {
-        &self.tables[place % self.tables.len()]
-    }
-
-    /// Key `n`: in ascending order of `n` over the whole key space, so that "sequential" means it.
-    fn key(&self, n: u64) -> Vec<u8> {
-        let place = u128::from(n) * 0x1_0000_0000 / u128::from(self.options.rows);
-        format!("{place:08x}{}", WriteId { writer: 0, n }.suffix()).into_bytes()
-    }
-
-    fn row(&self, n: u64) -> RowMutation {
-        let value = Bytes::from(WriteId { writer: 0, n }.value(self.options.value_bytes));
-        RowMutation::new(self.key(n), vec![Mutation::set(FAMILY, QUALIFIER, value)])
-    }
-
-    fn operations(&self) -> u64 {
-        self.options.operations.unwrap_or(self.options.rows.min(100_000))
-    }
-
-    async fn measure(self: Arc<Self>, workload: Workload) -> Result<Measurement> {
-        let started = self.env.clock.now();
-        let done = match workload {
-            Workload::BatchWrite => self.clone().batch_write().await?,
-            Workload::SequentialWrite | Workload::RandomWrite => self.clone().single_writes(workload).await?,
-            Workload::SequentialRead | Workload::RandomRead => self.clone().single_reads(workload).await?,
-            Workload::Scan => self.scan().await?,
-        };
-        let seconds = self.env.clock.since(started).as_secs_f64();
-        let options = &self.options;
-        Ok(Measurement {
-            workload,
-            rows_per_s: done.rows as f64 / seconds,
-            mb_per_s: done.bytes as f64 / seconds / 1e6,
-            p50_us: done.latencies.value_at_quantile(0.5),
-            p99_us: done.latencies.value_at_quantile(0.99),
-            p999_us: done.latencies.value_at_quantile(0.999),
-            durability: options.durability,
-            replicas: 3,
-            value_bytes: options.value_bytes,
-            in_flight: options.in_flight,
-            clients: options.clients,
-            batch_rows: if workload == Workload::BatchWrite { options.batch_rows } else { 1 },
-            tablets: options.tablets,
-            rows: done.rows,
-            seconds,
-        })
-    }
-
-    /// All rows once, in an order that looks random, in batches.
-    async fn batch_write(self: Arc<Self>) -> Result<Done> {
-        let (rows, batch) = (self.options.rows, u64::from(self.options.batch_rows));
-        let step = coprime_step(rows);
-        let row_bytes = self.options.value_bytes as u64;
-        let run = self.clone();
-        self.in_flight(rows.div_ceil(batch), move |place, call| {
-            let run = run.clone();
-            async move {
-                let ns = (call * batch..rows.min((call + 1) * batch)).map(|n| scatter(n, step, rows));
-                let batch: Vec<RowMutation> = ns.map(|n| run.row(n)).collect();
-                let count = batch.len() as u64;
-                for result in run.table(place).mutate_rows(batch).await {
-                    result?;
-                }
-                Ok((count, count * row_bytes))
-            }
-        })
-        .await
-    }
-
-    async fn single_writes(self: Arc<Self>, workload: Workload) -> Result<Done> {
-        let run = self.clone();
-        let (rows, bytes) = (self.options.rows, self.options.value_bytes as u64);
-        self.in_flight(self.operations(), move |place, call| {
-            let run = run.clone();
-            async move {
-                let n = if workload == Workload::RandomWrite { run.env.random.range(0..rows) } else { call % rows };
-                let RowMutation { key, mutations } = run.row(n);
-                run.table(place).mutate_row(key, mutations).await?;
-                Ok((1, bytes))
-            }
-        })
-        .await
-    }
-
-    async fn single_reads(self: Arc<Self>, workload: Workload) -> Result<Done> {
-        let run = self.clone();
-        let rows = self.options.rows;
-        let read_options = ReadOptions::filter(Filter::all().cells_per_column(1));
-        self.in_flight(self.operations(), move |place, call| {
-            let (run, read_options) = (run.clone(), read_options.clone());
-            async move {
-                let n = if workload == Workload::RandomRead { run.env.random.range(0..rows) } else { call % rows };
-                let row = run.table(place).read_row(&run.key(n), &read_options).await?;
-                let Some(row) = row else { bail!("row {n} is missing") };
-                Ok((1, row.cells().map(|cell| cell.value.len() as u64).sum()))
-            }
-        })
-        .await
-    }
-
-    async fn scan(&self) -> Result<Done> {
-        let mut done = Done { rows: 0, bytes: 0, latencies: new_histogram() };
-        let options = ScanOptions {
-            filter: Filter::all().cells_per_column(1),
-            parallel: usize::from(self.options.scan_parallel),
-            ..ScanOptions::default()
-        };
-        let mut rows = self.table(0).scan(RowRange::ALL, options);
-        let mut before = self.env.clock.now();
-        while let Some(row) = rows.next().await {
-            let row = row?;
-            done.rows += 1;
-            done.bytes += row.cells().map(|cell| cell.value.len() as u64).sum::<u64>();
-            if done.rows.is_multiple_of(1000) {
-                // A scan's latency is the time between rows, taken over a thousand.
-                let now = self.env.clock.now();
-                done.latencies.saturating_record((now.saturating_since(before).as_micros() as u64 / 1000).max(1));
-                before = now;
-            }
-        }
-        if done.rows < self.options.rows {
-            bail!("the scan found {} of {} rows", done.rows, self.options.rows);
-        }
-        Ok(done)
-    }
-
-    /// Makes `calls` calls, `in_flight` at a time. `call(client, n)` returns rows and bytes.
-    async fn in_flight<F, R>(&self, calls: u64, call: F) -> Result<Done>
-    where
-        F: Fn(usize, u64) -> R + Send + Sync + 'static,
-        R: Future<Output = Result<(u64, u64)>> + Send + 'static,
-    {
-        let call = Arc::new(call);
-        let next = Arc::new(AtomicU64::new(0));
-        let total = Arc::new(Mutex::new(Done { rows: 0, bytes: 0, latencies: new_histogram() }));
-        let failure: Arc<Mutex<Option<anyhow::Error>>> = Arc::default();
-        let tasks = self.env.tasks.child();
-        let (sender, mut ended) = tokio::sync::mpsc::channel::<()>(1);
-        for place in 0..usize::from(self.options.in_flight) {
-            let (call, next, total, failure) = (call.clone(), next.clone(), total.clone(), failure.clone());
-            let (clock, sender) = (self.env.clock.clone(), sender.clone());
-            tasks.spawn("bench caller", async move {
-                let mut mine = Done { rows: 0, bytes: 0, latencies: new_histogram() };
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= calls {
-                        break;
-                    }
-                    let started = clock.now();
-                    match call(place, n).await {
-                        Ok((rows, bytes)) => {
-                            mine.rows += rows;
-                            mine.bytes += bytes;
-                        }
-                        Err(error) => {
-                            failure.lock().get_or_insert(error);
-                            next.store(calls, Ordering::Relaxed);
-                            break;
-                        }
-                    }
-                    mine.latencies.saturating_record((clock.since(started).as_micros() as u64).max(1));
-                }
-                let mut total = total.lock();
-                total.rows += mine.rows;
-                total.bytes += mine.bytes;
-                total.latencies.add(&mine.latencies).expect("equal bounds");
-                drop(sender);
-            });
-        }
-        drop(sender);
-        let _ = ended.recv().await;
-        tasks.shutdown().await?;
-        if let Some(error) = failure.lock().take() {
-            return Err(error);
-        }
-        let done = Arc::into_inner(total).context("a caller still runs")?.into_inner();
-        Ok(done)
-    }
-}
-
-fn new_histogram() -> Histogram<u64> {
-    let mut histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("the bounds are valid");
-    histogram.auto(false);
-    histogram
-}
-
-/// A step that visits all of `0..rows` once: odd multiples are coprime to most sizes; take the next that is.
-fn coprime_step(rows: u64) -> u64 {
-    let mut step = (rows as f64 * 0.618_033_988_749) as u64 | 1;
-    while gcd(step, rows) != 1 {
-        step += 2;
-    }
-    step
-}
-
-fn scatter(n: u64, step: u64, rows: u64) -> u64 {
-    (u128::from(n) * u128::from(step) % u128::from(rows)) as u64
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scattering_visits_every_row_once() {
-        for rows in [1, 2, 7, 100, 1000, 1024] {
-            let step = coprime_step(rows);
-            let mut seen: Vec<u64> = (0..rows).map(|n| scatter(n, step, rows)).collect();
-            seen.sort_unstable();
-            assert!(seen.into_iter().eq(0..rows), "{rows}");
-        }
-    }
+    let head = ["WORKLOAD", "ROWS/S", "MB/S", "P50 MS", "P99 MS", "P99.9 MS"];
+    print_table(&[&head[..], &["CLIENT US/ROW", "CLUSTER US/ROW", "ECHO/S", "OF ECHO"]].concat(), rows);
 }

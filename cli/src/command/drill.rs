@@ -15,7 +15,7 @@ mod kill_tabletserver;
 mod pause_tabletserver;
 mod reshape;
 mod restart;
-mod stage;
+pub mod stage;
 mod stop_tabletserver;
 
 use reshape::Operation;

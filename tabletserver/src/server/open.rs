@@ -136,8 +136,8 @@ async fn open_and_report(server: Arc<Server>, files: Arc<RecoveryFiles>, order: 
     };
     match result {
         Ok(tablet) => {
-            let took = server.env.clock.since(started);
-            tracing::info!(tablet = %id, %epoch, published = %tablet.store.published(), ?took, "tablet is loaded");
+            let (took_us, published) = (server.env.clock.since(started).as_micros() as u64, tablet.store.published());
+            tracing::info!(tablet = %id, %epoch, %published, took_us, "tablet is loaded");
             let tablet = Arc::new(tablet);
             if server.tablets.finish_opening(tablet.clone()) {
                 server.schemas.apply(&tablet);
