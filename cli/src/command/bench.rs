@@ -10,7 +10,7 @@ use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use uruk_base::Env;
-use uruk_client::{Client, FamilySpec};
+use uruk_client::{Client, ClientConfig, FamilySpec};
 
 use self::echo::{EchoServer, Shape};
 use self::in_flight::Done;
@@ -104,6 +104,12 @@ pub struct Bench {
     /// Memory for memtables of each tablet server of the cluster that the bench starts, in MiB
     #[arg(long)]
     memtable_mib: Option<u64>,
+    /// Connections of each client to each tablet server [default: the client library's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    connections: Option<u16>,
+    /// A flag for each tablet server of the cluster that the bench starts; may be given several times
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    tabletserver_flag: Vec<String>,
     /// Measure no echo beside the workloads
     #[arg(long)]
     no_echo: bool,
@@ -181,7 +187,7 @@ async fn measure_on(env: &Env, durability: Durability, options: &Arc<Bench>) -> 
                 chunk_servers: 3,
                 port_base: 0,
                 durability,
-                tabletserver_flags: memtable.into_iter().collect(),
+                tabletserver_flags: memtable.into_iter().chain(options.tabletserver_flag.iter().cloned()).collect(),
                 master_flags: vec![],
                 restart: false,
             };
@@ -210,9 +216,12 @@ async fn measure_all(
     admin.create_table(&name, &[FamilySpec::new(FAMILY)], &splits).await.context("cannot create the bench's table")?;
     let mut tables = Vec::new();
     for _ in 0..options.clients {
-        tables.push(Client::connect(env, masters)?.table(&name).await?);
+        let mut config = ClientConfig::default();
+        config.channels_per_server = options.connections.map_or(config.channels_per_server, usize::from);
+        let client = Client::builder().masters(masters).config(config).connect(env)?;
+        tables.push(client.table(&name).await?);
     }
-    let echo = if options.no_echo { None } else { Some(EchoServer::start(env).await?) };
+    let echo = if options.no_echo { None } else { Some(EchoServer::start(env, options.connections.map(usize::from)).await?) };
     let bench = Arc::new(Run { env: env.clone(), tables, options: options.clone() });
     let mut measurements = Vec::new();
     let mut filled = false;

@@ -62,6 +62,9 @@ pub struct Echo {
     /// Rows per batch
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch_rows: u32,
+    /// Connections to each of three servers' worth [default: the client library's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    connections: Option<u16>,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -144,7 +147,7 @@ pub async fn run(env: &Env, options: Echo) -> Result<()> {
         Shape::Read { value_bytes },
         Shape::Scan { value_bytes },
     ];
-    let server = EchoServer::start(env).await?;
+    let server = EchoServer::start(env, options.connections.map(usize::from)).await?;
     let mut rows = Vec::new();
     for shape in shapes {
         let echoed = server.measure(env, shape, options.in_flight).await?;
@@ -186,7 +189,7 @@ pub struct EchoServer {
 
 impl EchoServer {
     /// Starts one and waits until it serves.
-    pub async fn start(env: &Env) -> Result<EchoServer> {
+    pub async fn start(env: &Env, connections: Option<usize>) -> Result<EchoServer> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut child = Command::new(program)
             .args(["bench", "echo-server", "--end-with-stdin"])
@@ -201,7 +204,7 @@ impl EchoServer {
         let line = env.clock.timeout(READY_TIMEOUT, lines.next_line()).await;
         let line = line.context("the echo server does not start")?.context("cannot hear the echo server")?;
         let ready = line.as_deref().and_then(Ready::parse).context("the echo server is not ready")?;
-        let channels = SERVERS * ClientConfig::default().channels_per_server;
+        let channels = SERVERS * connections.unwrap_or(ClientConfig::default().channels_per_server);
         let connect = |_| {
             TabletServerClient::new(rpc::channel(&env.transport, &ready.address))
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
