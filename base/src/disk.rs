@@ -122,4 +122,12 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     async fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes content and length durable (`fdatasync`).
     async fn sync(&self) -> io::Result<()>;
+
+    /// Extends with zeros to at least `len` bytes, with room on the device where the file system can: a sync of
+    /// bytes written below it later need not wait for the file system's journal. A file that stays as it is, is
+    /// no error.
+    async fn reserve(&self, len: u64) -> io::Result<()> {
+        let _ = len;
+        Ok(())
+    }
 }

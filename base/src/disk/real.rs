@@ -161,6 +161,21 @@ impl DiskFile for RealFile {
         let file = self.0.clone();
         on_thread(move || file.sync_data()).await
     }
+
+    async fn reserve(&self, len: u64) -> io::Result<()> {
+        let file = self.0.clone();
+        on_thread(move || {
+            let before = file.metadata()?.len();
+            if before >= len {
+                return Ok(());
+            }
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), before, len - before) {
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+                result => Ok(result?),
+            }
+        })
+        .await
+    }
 }
 
 #[cfg(test)]
@@ -179,6 +194,23 @@ mod tests {
         assert_eq!(file.read_at(4, 9).await.expect_err("too far").kind(), io::ErrorKind::UnexpectedEof);
         let again = RealDisk.open(&path, OpenMode::CreateNew).await.expect_err("exists");
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[tokio::test]
+    async fn reserving_extends_with_zeros_and_never_shortens() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("a");
+        let file = RealDisk.open(&path, OpenMode::CreateNew).await.expect("creates");
+        file.write_at(0, Bytes::from_static(b"uruk")).await.expect("writes");
+        file.reserve(10_000).await.expect("reserves");
+        let len = file.len().await.expect("has a length");
+        // A file system that cannot leaves the file as it is.
+        assert!(len == 10_000 || len == 4, "{len}");
+        file.reserve(5).await.expect("is there");
+        assert_eq!(file.len().await.expect("has a length"), len.max(5));
+        let bytes = RealDisk.read(&path).await.expect("reads");
+        assert_eq!(&bytes[..4], b"uruk");
+        assert!(bytes[4..].iter().all(|byte| *byte == 0));
     }
 
     #[tokio::test]

@@ -264,4 +264,8 @@ impl DiskFile for SimFile {
         self.mounted.clock.sleep(delay).await;
         self.mounted.with(|state| state.end_sync(self.inode, &begun))
     }
+
+    async fn reserve(&self, len: u64) -> io::Result<()> {
+        if len > self.len().await? { self.set_len(len).await } else { Ok(()) }
+    }
 }

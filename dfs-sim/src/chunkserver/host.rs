@@ -13,6 +13,10 @@ use uruk_base::Env;
 use super::config::ChunkServerConfig;
 use super::error::StoreError;
 
+/// Room is taken ahead of need only where this many times as much is free beyond the reserve: the last room of
+/// a disk is for what is written, and for the fences and seals that free it.
+const AHEAD_SHARE: u64 = 16;
+
 /// Shared by all parts of one chunk server.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -114,6 +118,17 @@ impl Space {
         Ok(())
     }
 
+    /// Takes room for `bytes` that are not needed yet, or says that there is too little for that.
+    /// They count a second time when they are written, until the next [`Space::refresh`].
+    pub(super) fn take_ahead(&self, bytes: u64) -> bool {
+        let free = self.free.load(Ordering::Relaxed);
+        let fits = free >= self.reserve.saturating_add(bytes.saturating_mul(AHEAD_SHARE));
+        if fits {
+            self.free.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
     /// The disk itself refused for want of room.
     pub(super) fn ran_out(&self) {
         self.free.store(0, Ordering::Relaxed);
@@ -186,5 +201,16 @@ mod tests {
         assert!(matches!(refused, StoreError::Full(_)), "{refused}");
         assert!(space.refusing().contains("disk full"), "{}", space.refusing());
         assert_eq!(space.free_bytes(), 100);
+    }
+
+    #[test]
+    fn room_is_taken_ahead_only_where_there_is_plenty() {
+        let space = Space::new(100);
+        space.free.store(100 + 10 * AHEAD_SHARE, Ordering::Relaxed);
+        assert!(!space.take_ahead(11));
+        assert_eq!(space.free_bytes(), 100 + 10 * AHEAD_SHARE);
+        assert!(space.take_ahead(10));
+        assert!(!space.take_ahead(10), "what is taken counts");
+        assert!(space.refusing().is_empty(), "nothing was refused that a client waits for");
     }
 }

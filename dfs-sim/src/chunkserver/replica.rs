@@ -61,6 +61,10 @@ mod tests;
 
 /// No honest length is beyond it: the last frame may start just below `SEGMENT_BYTES_MAX`.
 pub(super) const LENGTH_MAX: u64 = SEGMENT_BYTES_MAX + (FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX) as u64;
+/// In fsync mode the file grows ahead of its content in steps of this size, so that nearly every sync writes data
+/// alone: a sync after the file has grown waits for the file system's journal too. Zeros are no valid frame, so a
+/// restart finds the end as it finds a torn tail.
+const RESERVE_BYTES: u64 = 4 << 20;
 /// Stands for "sealed, no fence is higher" while the seal is being stored.
 const SEALING: u64 = u64::MAX;
 
@@ -103,6 +107,8 @@ struct Content {
     deleted: bool,
     /// Bytes from here to the end were found after a restart: maybe never synced.
     rewrite_from: Option<u64>,
+    /// The file is this long: zeros follow what was written, as room for what comes.
+    reserved: u64,
 }
 
 #[derive(Debug, Default)]
@@ -293,6 +299,14 @@ impl Replica {
             .map_err(|error| StoreError::Invalid(format!("segment {}: {error}", self.id)))?;
         self.host.space.take(new.len() as u64)?;
         let file = content.file.clone().expect("an open replica has a file");
+        let end = DATA_OFFSET + length + new.len() as u64;
+        if mode == Mode::Fsync && end > content.reserved && self.host.space.take_ahead(RESERVE_BYTES) {
+            // Without it the write is only slower; if there is no room, the write says so.
+            match file.reserve(end + RESERVE_BYTES).await {
+                Ok(()) => content.reserved = end + RESERVE_BYTES,
+                Err(error) => tracing::debug!(segment = self.id, %error, "cannot reserve room"),
+            }
+        }
         file.write_at(DATA_OFFSET + length, new.clone()).await.map_err(|error| self.write_failed(error))?;
         let length = length + new.len() as u64;
         if mode == Mode::Replicated {

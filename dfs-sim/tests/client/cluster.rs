@@ -132,7 +132,8 @@ impl Cluster {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "log") {
                 let mut bytes = std::fs::read(&path).unwrap();
-                let at = bytes.len() - 100;
+                // Room that is reserved follows the content.
+                let at = bytes.iter().rposition(|byte| *byte != 0).unwrap() - 100;
                 bytes[at] ^= 1;
                 std::fs::write(&path, bytes).unwrap();
             }

@@ -77,6 +77,8 @@ impl Replica {
             let bytes = log_file_bytes.unwrap_or(0);
             if meta.has_log && bytes < DATA_OFFSET + sealed.length {
                 self.mark_damaged(&format!("the log file has {bytes} bytes; {} are sealed", sealed.length));
+            } else if bytes > DATA_OFFSET + sealed.length {
+                self.cut_beyond_seal(sealed.length).await;
             }
         } else if meta.has_log {
             match self.find(&meta).await {
@@ -94,6 +96,17 @@ impl Replica {
             self.glance.lock().unvouched.get_or_insert(reason.into());
         }
         content.meta = Some(meta);
+    }
+
+    /// The process ended between the seal and the cut: room that was reserved still follows.
+    async fn cut_beyond_seal(&self, length: u64) {
+        let cut = async {
+            let file = self.host.env.disk.open(&self.log_path(), OpenMode::Write).await?;
+            file.set_len(DATA_OFFSET + length).await
+        };
+        if let Err(error) = cut.await {
+            tracing::warn!(segment = self.id, %error, "cannot cut a sealed segment");
+        }
     }
 
     async fn find(&self, meta: &ReplicaMeta) -> Result<Found, StoreError> {

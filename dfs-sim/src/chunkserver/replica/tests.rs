@@ -191,7 +191,8 @@ async fn appends_go_on_after_the_disk_was_full() {
     let offset = all.len() as u64;
     let used: u64 = machine.disk.files().iter().map(|(_, len)| len).sum();
     machine.disk.faults(|f| f.capacity_bytes = Some(used + 50));
-    let next = frame(offset, &[7; 1000]);
+    // More than what is reserved.
+    let next = frame(offset, &vec![7; RESERVE_BYTES as usize + 1000]);
     assert!(matches!(refusal(&replica, offset, &next).await, StoreError::Full(_)));
     machine.disk.faults(|f| f.capacity_bytes = None);
     process.host.space.refresh(&process.host).await;

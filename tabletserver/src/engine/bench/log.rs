@@ -17,7 +17,8 @@ use uruk_proto::{Epoch, SeqNo, TabletId};
 
 use crate::server::record::{self, Piece, Record, RowWrite};
 
-/// The file grows in steps of this size, so that `fdatasync` seldom has to write metadata.
+/// The file grows in steps of this size, so that `fdatasync` seldom has to write metadata: its length is not
+/// that of its content, which zeros end, as in a chunk server's replica.
 const STEP_BYTES: u64 = 16 << 20;
 
 #[derive(Debug)]
@@ -124,7 +125,7 @@ impl BenchLog {
     fn write(&self, mut frame: BytesMut, reserve: Option<u64>, sync: bool) -> io::Result<(BytesMut, u64)> {
         if let Some(offset) = reserve {
             // Where the file system cannot, the file grows as it is written.
-            let _ = rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::KEEP_SIZE, offset, STEP_BYTES);
+            let _ = rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), offset, STEP_BYTES);
         }
         let bytes = frame.len() as u64;
         let crc = crc32fast::hash(&frame[8..]);

@@ -140,6 +140,39 @@ async fn finishing_cuts_seals_and_survives() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn room_that_a_crash_left_behind_a_sealed_segment_is_given_back() {
+    let (machine, process, replica) = start(1, Mode::Fsync).await;
+    let all = filled(&replica, 5).await;
+    replica.finish(560, crc32fast::hash(&all)).await.expect("finishes");
+    // As if it had ended between the seal and the cut.
+    let file = process.env.disk.open(&replica.log_path(), OpenMode::Write).await.expect("opens");
+    file.set_len(DATA_OFFSET + 560 + RESERVE_BYTES).await.expect("extends");
+    file.sync().await.expect("syncs");
+    process.crash(&machine, false).await;
+    let process = machine.start().await;
+    let replica = process.segments.get(SEGMENT).expect("there");
+    assert_eq!(content(&replica, 0).await, all);
+    let held = machine.disk.files().into_iter().find(|(path, _)| *path == replica.log_path());
+    assert_eq!(held.expect("there").1, DATA_OFFSET + 560);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_on_a_disk_with_little_room_does_not_grow_ahead() {
+    let (machine, process, replica) = start(1, Mode::Fsync).await;
+    let log_bytes = || machine.disk.files().into_iter().find(|(path, _)| *path == replica.log_path()).expect("there").1;
+    let used: u64 = machine.disk.files().iter().map(|(_, len)| len).sum();
+    machine.disk.faults(|f| f.capacity_bytes = Some(used + 2 * RESERVE_BYTES));
+    process.host.space.refresh(&process.host).await;
+    let all = filled(&replica, 3).await;
+    assert_eq!(log_bytes(), DATA_OFFSET + all.len() as u64);
+    machine.disk.faults(|f| f.capacity_bytes = None);
+    process.host.space.refresh(&process.host).await;
+    let next = frame(all.len() as u64, b"next");
+    append(&replica, all.len() as u64, &next).await;
+    assert!(log_bytes() > DATA_OFFSET + RESERVE_BYTES, "{}", log_bytes());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_seal_that_does_not_fit_changes_nothing() {
     let (_, _, replica) = start(1, Mode::Fsync).await;
     let all = filled(&replica, 5).await;

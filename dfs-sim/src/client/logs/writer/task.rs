@@ -20,7 +20,7 @@ use super::super::window::{MemberIndex, Patience, Window};
 use super::replica::{self, ReplicaEvent};
 use super::roll::roll;
 use super::{Command, Pending, patience};
-use crate::format::{SegmentKey, encode_frame};
+use crate::format::{SegmentKey, encode_frame, frame_bytes};
 
 /// An idle writer whose replicas keep failing tries new ones this often.
 const IDLE_ROLL_DELAY: Duration = Duration::from_secs(1);
@@ -196,7 +196,7 @@ impl WriterTask {
             let offset = self.window.sent();
             assert_eq!(self.segment.base + offset, frame.start, "segments are continuous");
             let key = SegmentKey { log_id: self.id.0, segment_id: self.segment.segment_id };
-            let mut data = BytesMut::new();
+            let mut data = BytesMut::with_capacity(frame_bytes(frame.payload.len()) as usize);
             encode_frame(key, offset, &frame.payload, &mut data);
             let crc = crc32fast::hash(&data);
             let request =
