@@ -278,6 +278,9 @@ async fn begin(
         queue_bytes_max: config.log_queue_bytes_max,
         frame_bytes: config.frame_bytes,
         frames_in_flight_max: config.frames_in_flight_max,
+        small_frames_in_flight_max: config.small_frames_in_flight_max,
+        // A full frame is large.
+        large_frame_bytes: config.large_frame_bytes.min(config.frame_bytes),
         retry_ms: config.overload_retry_ms,
     };
     let log = CommitLog::new(limits, &env.metrics);

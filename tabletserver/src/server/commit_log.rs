@@ -3,7 +3,8 @@
 //! Writers enqueue a [`Submission`] while they hold their tablet's gate, so the log's order of one
 //! tablet's records is the order of their SeqNos. The task drains the queue into one frame (no
 //! timer: what piles up while frames are in flight forms the next one), appends it, and once the log
-//! says that it is durable, applies its records in order.
+//! says that it is durable, applies its records in order. A frame costs every replica a write, a sync and an answer,
+//! however little it holds: small ones wait for those in flight, and become fewer.
 //!
 //! Invariants: (1) durable first: nothing is applied before the log has acknowledged its frame;
 //! (2) visible second: a record is applied and published as a whole, in log order; (3) acknowledged
@@ -74,6 +75,10 @@ pub struct CommitLogLimits {
     pub frame_bytes: usize,
     /// Frames in flight.
     pub frames_in_flight_max: usize,
+    /// While so many are in flight, only a large frame follows them.
+    pub small_frames_in_flight_max: usize,
+    /// A frame is large from this many bytes on.
+    pub large_frame_bytes: usize,
     /// Told to callers when the queue is full.
     pub retry_ms: u64,
 }
@@ -82,7 +87,7 @@ pub struct CommitLogLimits {
 #[derive(Debug)]
 pub struct CommitLog {
     limits: CommitLogLimits,
-    queue: Mutex<VecDeque<Submission>>,
+    queue: Mutex<Queue>,
     wake: Notify,
     queued_bytes: AtomicUsize,
     /// End of the last frame whose records are all applied.
@@ -92,6 +97,14 @@ pub struct CommitLog {
     frames: Counter,
     records: Counter,
     bytes: Counter,
+}
+
+/// What waits for a frame.
+#[derive(Debug, Default)]
+struct Queue {
+    submissions: VecDeque<Submission>,
+    /// At most so many bytes of a frame.
+    bytes: usize,
 }
 
 struct Frame {
@@ -130,8 +143,11 @@ impl CommitLog {
     /// Enqueues a record. The caller holds the tablet's gate.
     pub fn push(&self, submission: Submission) {
         let mut queue = self.queue.lock();
-        queue.push_back(submission);
-        if queue.len() == 1 {
+        let before = queue.bytes;
+        queue.bytes += submission.record.bytes_max();
+        queue.submissions.push_back(submission);
+        let becomes_large = before < self.limits.large_frame_bytes && queue.bytes >= self.limits.large_frame_bytes;
+        if before == 0 || becomes_large {
             self.wake.notify_one();
         }
     }
@@ -164,7 +180,7 @@ impl CommitLog {
                 self.applied.store(end.0, Ordering::Release);
             }
             let has_room = in_flight.len() < self.limits.frames_in_flight_max;
-            if has_room && let Some((payload, submissions)) = self.drain() {
+            if has_room && let Some((payload, submissions)) = self.drain(in_flight.len()) {
                 self.frames.inc();
                 self.bytes.inc_by(payload.len() as u64);
                 match writer.append(payload.freeze()).await {
@@ -191,18 +207,22 @@ impl CommitLog {
         }
     }
 
-    /// What waits, packed into one frame.
-    fn drain(&self) -> Option<(BytesMut, Vec<Submission>)> {
+    /// What waits, packed into one frame; None when that is nothing, or too little to follow those in flight.
+    fn drain(&self, in_flight: usize) -> Option<(BytesMut, Vec<Submission>)> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         {
             let mut queue = self.queue.lock();
+            if in_flight >= self.limits.small_frames_in_flight_max && queue.bytes < self.limits.large_frame_bytes {
+                return None;
+            }
             while bytes < self.limits.frame_bytes
-                && let Some(submission) = queue.pop_front()
+                && let Some(submission) = queue.submissions.pop_front()
             {
                 bytes += submission.record.bytes_max();
                 taken.push(submission);
             }
-            if !queue.is_empty() {
+            queue.bytes -= bytes;
+            if !queue.submissions.is_empty() {
                 self.wake.notify_one();
             }
         }
@@ -220,7 +240,7 @@ impl CommitLog {
 
     /// Drops what waits, at the end of the incarnation: its callers hear that the outcome is unknown.
     pub fn abandon(&self) {
-        self.queue.lock().clear();
+        *self.queue.lock() = Queue::default();
     }
 }
 

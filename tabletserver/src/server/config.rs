@@ -49,6 +49,11 @@ pub struct TabletServerConfig {
     pub frame_bytes: usize,
     /// Frames that may be in flight to the log.
     pub frames_in_flight_max: usize,
+    /// While so many frames are in flight, only one of at least `large_frame_bytes` follows: what comes meanwhile
+    /// shares a frame, which costs each replica a write and a sync, instead of having several.
+    pub small_frames_in_flight_max: usize,
+    /// A frame of at least so many bytes does not wait for others in flight.
+    pub large_frame_bytes: usize,
     /// Bytes of writes that may wait for the log.
     pub log_queue_bytes_max: usize,
     /// How long results of calls are remembered.
@@ -98,6 +103,8 @@ impl Default for TabletServerConfig {
             record_bytes_max: 8 << 20,
             frame_bytes: 1 << 20,
             frames_in_flight_max: 4,
+            small_frames_in_flight_max: 1,
+            large_frame_bytes: 128 << 10,
             log_queue_bytes_max: 128 << 20,
             retention_ms: 600_000,
             remembered_bytes_max: RESULT_BYTES_MAX,
@@ -151,6 +158,8 @@ impl TabletServerConfig {
                 "and frame_bytes together are above 47 MiB",
             ),
             ((1..=64).contains(&self.frames_in_flight_max), "frames_in_flight_max", "is not within 1 and 64"),
+            (self.small_frames_in_flight_max > 0, "small_frames_in_flight_max", "is 0"),
+            (self.large_frame_bytes > 0, "large_frame_bytes", "is 0"),
             (self.log_queue_bytes_max >= self.record_bytes_max, "log_queue_bytes_max", "is below record_bytes_max"),
             (self.retention_ms >= 1000, "retention_ms", "is below a second"),
             (

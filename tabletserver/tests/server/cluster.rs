@@ -75,6 +75,8 @@ pub struct Cluster {
     pub hides_files: Arc<AtomicBool>,
     /// What was read of those, by path.
     pub reads: Arc<Mutex<Vec<String>>>,
+    /// Bytes of it.
+    pub bytes_read: Arc<AtomicU64>,
     pub logs: MemoryLogs,
 }
 
@@ -94,9 +96,20 @@ impl Cluster {
         });
         let clock = Arc::default();
         let logs = MemoryLogs::new(segment_bytes);
-        let (objects, reads) = (Arc::default(), Arc::default());
+        let (objects, reads, bytes_read) = (Arc::default(), Arc::default(), Arc::default());
         let (hides_recovery_files, hides_files) = (Arc::default(), Arc::default());
-        Cluster { env, clock, master, master_address, objects, hides_recovery_files, hides_files, reads, logs }
+        Cluster {
+            env,
+            clock,
+            master,
+            master_address,
+            objects,
+            hides_recovery_files,
+            hides_files,
+            reads,
+            bytes_read,
+            logs,
+        }
     }
 
     pub fn config(&self) -> TabletServerConfig {
@@ -109,10 +122,15 @@ impl Cluster {
 
     pub async fn start_with(&self, config: TabletServerConfig) -> Host {
         let (inner, is_unreadable, reads) = (self.objects.clone(), self.hides_files.clone(), self.reads.clone());
-        let objects = FaultyObjects { inner, is_unreadable, reads };
+        let objects = FaultyObjects { inner, is_unreadable, reads, bytes_read: self.bytes_read.clone() };
         let objects: Arc<dyn ObjectStore> = Arc::new(objects);
         let (inner, is_unreadable) = (self.objects.clone(), self.hides_recovery_files.clone());
-        let recovery_objects = Arc::new(FaultyObjects { inner, is_unreadable, reads: Arc::default() });
+        let recovery_objects = Arc::new(FaultyObjects {
+            inner,
+            is_unreadable,
+            reads: Arc::default(),
+            bytes_read: Arc::default(),
+        });
         let storage = Storage { objects, recovery_objects, logs: Arc::new(self.logs.clone()) };
         // As in a process of its own: nothing is shared, not even metrics.
         let clock = Clock::from_source(self.clock.clone());
@@ -307,7 +325,16 @@ impl Host {
     }
 
     pub async fn try_scan(&self, tablet: u64) -> Result<Vec<Row>, RpcError> {
-        let request = ReadRequest { tablet: tablet_ref(tablet), ..ReadRequest::default() };
+        self.try_read(ReadRequest { tablet: tablet_ref(tablet), ..ReadRequest::default() }).await
+    }
+
+    /// The row with this key, if there is one.
+    pub async fn try_row(&self, tablet: u64, row: &str) -> Result<Vec<Row>, RpcError> {
+        let rows = vec![Bytes::copy_from_slice(row.as_bytes())];
+        self.try_read(ReadRequest { tablet: tablet_ref(tablet), rows, ..ReadRequest::default() }).await
+    }
+
+    async fn try_read(&self, request: ReadRequest) -> Result<Vec<Row>, RpcError> {
         let mut stream = self.client().read(request).await?.into_inner();
         let mut rows: Vec<Row> = Vec::new();
         while let Some(response) = stream.message().await? {

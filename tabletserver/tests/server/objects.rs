@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -18,6 +18,8 @@ pub struct FaultyObjects {
     pub is_unreadable: Arc<AtomicBool>,
     /// Paths, in the order of reads.
     pub reads: Arc<Mutex<Vec<String>>>,
+    /// Bytes of all reads.
+    pub bytes_read: Arc<AtomicU64>,
 }
 
 impl fmt::Display for FaultyObjects {
@@ -41,7 +43,9 @@ impl ObjectStore for FaultyObjects {
             return Err(Error::Generic { store: "faulty", source: "no answer".into() });
         }
         self.reads.lock().push(location.to_string());
-        self.inner.get_opts(location, options).await
+        let result = self.inner.get_opts(location, options).await?;
+        self.bytes_read.fetch_add(result.range.end - result.range.start, Ordering::Relaxed);
+        Ok(result)
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

@@ -1,5 +1,7 @@
 //! A tablet's life on a server: opened, flushed, closed, discarded.
 
+use std::sync::atomic::Ordering;
+
 use futures::{FutureExt, StreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -39,6 +41,48 @@ async fn a_tablet_is_served_only_once_the_master_says_so() {
     cluster.master.with(|state| state.hangs_opened = false);
     host.until_serving(TABLET).await;
     host.put(TABLET, "a", "1").await;
+}
+
+#[tokio::test]
+async fn a_clean_tablet_opens_without_reading_its_files_and_a_row_takes_little_of_them() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    let mut random = 1_u64;
+    let mut letter = |_| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b' ' + (random >> 58) as u8)
+    };
+    for row in 0..300 {
+        // It hardly compresses.
+        let value: String = (0..4000).map(&mut letter).collect();
+        host.put(TABLET, &format!("row-{row:04}"), &value).await;
+    }
+    host.order_close(TabletKey { tablet_id: TABLET, epoch: 1 }, false).await;
+    cluster.until("it is released", || !cluster.master.with(|state| state.released.is_empty())).await;
+    let file_bytes: u64 = cluster.master.with(|state| {
+        let files = state.rows[&TABLET].groups.iter().flat_map(|group| &group.files);
+        files.map(|file| file.bytes).sum()
+    });
+    assert!(file_bytes > 500_000, "{file_bytes}");
+
+    let next = cluster.start().await;
+    cluster.master.with(|state| state.rows.get_mut(&TABLET).expect("row").needed_logs.clear());
+    cluster.bytes_read.store(0, Ordering::Relaxed);
+    let order = cluster.assign(&next, TABLET, vec![]);
+    next.order_open(vec![order]).await;
+    // Unlike a scan, which tells too that it serves, this reads no more of the files than it must.
+    let deadline = cluster.env.clock.now() + std::time::Duration::from_secs(10);
+    let rows = loop {
+        match next.try_row(TABLET, "row-0123").await {
+            Ok(rows) => break rows,
+            Err(error) => assert!(cluster.env.clock.now() < deadline, "not served: {error}"),
+        }
+        cluster.env.clock.sleep(std::time::Duration::from_millis(2)).await;
+    };
+    assert_eq!(rows.len(), 1);
+    let read = cluster.bytes_read.load(Ordering::Relaxed);
+    assert!(read > 0 && read < file_bytes / 10, "{read} of {file_bytes} bytes");
 }
 
 #[tokio::test]

@@ -35,6 +35,55 @@ async fn a_write_is_visible_and_acknowledged_only_once_it_is_durable() {
 }
 
 #[tokio::test]
+async fn small_writes_share_the_frame_that_follows_the_one_in_flight() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    cluster.logs.hold(host.log());
+    let frames = cluster.logs.frames(host.log());
+    let first = host.try_put(TABLET, "first", "1");
+    let rows: Vec<String> = (0..20).map(|n| format!("row-{n:02}")).collect();
+    let release = async {
+        cluster.until("the first frame is appended", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.let_time_pass().await;
+        let others = join_all(rows.iter().map(|row| host.try_put(TABLET, row, "2")));
+        let release = async {
+            cluster.let_time_pass().await;
+            assert_eq!(cluster.logs.frames(host.log()), frames + 1, "nothing small follows the frame in flight");
+            cluster.logs.release(host.log());
+        };
+        tokio::join!(others, release).0
+    };
+    let (first, others) = tokio::join!(first, release);
+    first.expect("acknowledged");
+    others.into_iter().for_each(|outcome| outcome.expect("acknowledged"));
+    let after = cluster.logs.frames(host.log()) - frames;
+    assert!(after < 1 + rows.len() / 2, "{after} frames for {} writes", rows.len() + 1);
+}
+
+#[tokio::test]
+async fn a_large_write_does_not_wait_for_the_frame_in_flight() {
+    let cluster = Cluster::new().await;
+    let host = cluster.start().await;
+    cluster.open(&host, TABLET).await;
+    cluster.logs.hold(host.log());
+    let frames = cluster.logs.frames(host.log());
+    let large = "v".repeat(cluster.config().large_frame_bytes);
+    let first = host.try_put(TABLET, "a", "1");
+    let second = async {
+        cluster.until("the first frame is appended", || cluster.logs.frames(host.log()) > frames).await;
+        let second = host.try_put(TABLET, "b", &large);
+        let release = async {
+            cluster.until("both frames are appended", || cluster.logs.frames(host.log()) >= frames + 2).await;
+            cluster.logs.release(host.log());
+        };
+        tokio::join!(second, release).0
+    };
+    let (first, second) = tokio::join!(first, second);
+    first.and(second).expect("acknowledged");
+}
+
+#[tokio::test]
 async fn a_fenced_log_ends_the_incarnation_and_nothing_is_acknowledged() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;

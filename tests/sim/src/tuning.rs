@@ -230,6 +230,8 @@ impl Tuning {
             frame_bytes: 2 << 10,
             log_queue_bytes_max: 128 << 10,
             frames_in_flight_max: self.frames_in_flight,
+            small_frames_in_flight_max: 1,
+            large_frame_bytes: 1 << 10,
             master_call_ms: 1_000,
             ..TabletServerConfig::default()
         };
