@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod planted;
 pub mod random;
 pub mod rpc;
+pub mod splice;
 pub mod task;
 pub mod transport;
 

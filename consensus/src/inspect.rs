@@ -121,4 +121,18 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_short_fuzz_run_from_valid_files_panics_nowhere() {
+        const RUNS: u32 = 4000;
+        let headers = [SNAPSHOT_MAGIC, STATE_MAGIC].map(|magic| [&magic[..], &[1; 40]].concat().into());
+        let corpus: Vec<Bytes> = headers.into_iter().chain([segment().into()]).collect();
+        let random = uruk_base::Random::from_seed(1);
+        for _ in 0..RUNS {
+            let input = Bytes::from(uruk_base::splice::spliced(&corpus, &random));
+            log_segment(&input);
+            snapshot_file(&input);
+            state_file(&input);
+        }
+    }
 }

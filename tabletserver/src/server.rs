@@ -29,6 +29,7 @@ mod flush;
 mod freeze;
 mod idle;
 pub mod incarnation;
+pub mod inspect;
 mod latch;
 mod lease;
 mod load;

@@ -221,7 +221,8 @@ async fn measure_all(
         let client = Client::builder().masters(masters).config(config).connect(env)?;
         tables.push(client.table(&name).await?);
     }
-    let echo = if options.no_echo { None } else { Some(EchoServer::start(env, options.connections.map(usize::from)).await?) };
+    let echo =
+        if options.no_echo { None } else { Some(EchoServer::start(env, options.connections.map(usize::from)).await?) };
     let bench = Arc::new(Run { env: env.clone(), tables, options: options.clone() });
     let mut measurements = Vec::new();
     let mut filled = false;
@@ -285,12 +286,7 @@ async fn measure(bench: &Arc<Run>, workload: Workload, groups: &[u32], durabilit
 fn print_measurements(durability: Durability, options: &Bench, measurements: &[Measurement]) {
     println!(
         "{REPLICAS} replicas, durability {durability}, {}-byte values, {} calls in flight over {} clients, {} rows, {} tablets, batches of {} rows",
-        options.value_bytes,
-        options.in_flight,
-        options.clients,
-        options.rows,
-        options.tablets,
-        options.batch_rows
+        options.value_bytes, options.in_flight, options.clients, options.rows, options.tablets, options.batch_rows
     );
     let rows = measurements.iter().map(|m| {
         let name = m.workload.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();

@@ -13,13 +13,15 @@ use uruk_dfs_sim::format::inspect as store;
 use uruk_proto::key::KeyRef;
 use uruk_tabletserver::engine::sstable::format::MAGIC;
 use uruk_tabletserver::engine::sstable::inspect::{TableReport, inspect};
+use uruk_tabletserver::server::inspect as server;
 
 use crate::output::{human_bytes, human_count, print_table, show_bytes};
 
 /// Show what a file on disk holds, and where it is damaged
 ///
-/// Knows table files, chunks (and the table file in one), replicas of log segments and their state, and the
-/// segments, snapshots and state of a Raft log: by their first or last bytes, or else by their name.
+/// Knows table, memory and recovery files, chunks (and the file in one), replicas of log segments and their state,
+/// a chunk server's GRAVES, and the segments, snapshots and state of a Raft log: by their first or last bytes, or
+/// else by their name.
 /// Ends with 1 when it found damage, and names the offset of each damaged piece.
 #[derive(Args, Debug)]
 pub struct Inspect {
@@ -35,8 +37,11 @@ pub struct Inspect {
 enum Kind {
     Table,
     Chunk,
+    Memory,
+    Recovery,
     Segment,
     SegmentState,
+    Graves,
     RaftLog,
     RaftSnapshot,
     RaftState,
@@ -44,17 +49,27 @@ enum Kind {
 
 impl Kind {
     fn of(path: &Path, content: &[u8]) -> Option<Kind> {
-        let starts = [
-            (store::SEGMENT_MAGIC, Kind::Segment),
-            (store::STATE_MAGIC, Kind::SegmentState),
-            (raft::LOG_MAGIC, Kind::RaftLog),
-            (raft::SNAPSHOT_MAGIC, Kind::RaftSnapshot),
-            (raft::STATE_MAGIC, Kind::RaftState),
+        Kind::by_bytes(content).or_else(|| Kind::by_name(path))
+    }
+
+    fn by_bytes(content: &[u8]) -> Option<Kind> {
+        let starts: [(&[u8], Kind); 6] = [
+            (&store::SEGMENT_MAGIC, Kind::Segment),
+            (&store::STATE_MAGIC, Kind::SegmentState),
+            (&raft::LOG_MAGIC, Kind::RaftLog),
+            (&raft::SNAPSHOT_MAGIC, Kind::RaftSnapshot),
+            (&raft::STATE_MAGIC, Kind::RaftState),
+            (&server::MEMORY_MAGIC, Kind::Memory),
         ];
-        let ends = [(MAGIC, Kind::Table), (store::CHUNK_MAGIC, Kind::Chunk)];
+        let ends: [(&[u8], Kind); 3] =
+            [(&store::CHUNK_MAGIC, Kind::Chunk), (&MAGIC, Kind::Table), (&server::RECOVERY_MAGIC, Kind::Recovery)];
         let start = starts.iter().find(|(magic, _)| content.starts_with(magic));
         let end = ends.iter().find(|(magic, _)| content.ends_with(magic));
-        start.or(end).map(|(_, kind)| *kind).or_else(|| Kind::by_name(path))
+        match (start.map(|(_, kind)| *kind), end.map(|(_, kind)| *kind)) {
+            // A chunk's bytes begin with those of the file in it.
+            (Some(Kind::Memory), Some(Kind::Chunk)) => Some(Kind::Chunk),
+            (start, end) => start.or(end),
+        }
     }
 
     /// A file whose first or last bytes are damaged.
@@ -66,6 +81,8 @@ impl Kind {
             (_, Some("chunk")) => Some(Kind::Chunk),
             (_, Some("log")) => Some(Kind::Segment),
             (_, Some("meta")) => Some(Kind::SegmentState),
+            (_, Some("mem")) => Some(Kind::Memory),
+            ("GRAVES", _) => Some(Kind::Graves),
             ("state", _) => Some(Kind::RaftState),
             (name, _) if name.starts_with("log-") => Some(Kind::RaftLog),
             (name, _) if name.starts_with("snapshot-") => Some(Kind::RaftSnapshot),
@@ -89,9 +106,12 @@ pub async fn run(options: Inspect) -> Result<ExitCode> {
             let (report, data) = store::chunk(&content);
             let is_sound = show(&options, &report);
             // The chunk of a small file is that file.
-            match data.filter(|data| data.ends_with(&MAGIC)) {
-                Some(data) => show_table(&options, &data) && is_sound,
-                None => is_sound,
+            let data = data.unwrap_or_default();
+            match Kind::by_bytes(&data) {
+                Some(Kind::Table) => show_table(&options, &data) && is_sound,
+                Some(Kind::Memory) => show(&options, &server::memory(&data)) && is_sound,
+                Some(Kind::Recovery) => show(&options, &server::recovery(&data)) && is_sound,
+                _ => is_sound,
             }
         }
         Kind::Segment => {
@@ -99,6 +119,9 @@ pub async fn run(options: Inspect) -> Result<ExitCode> {
             let state = beside.and_then(|beside| store::state(&beside).1);
             show(&options, &store::segment(&content, state.as_ref()))
         }
+        Kind::Memory => show(&options, &server::memory(&content)),
+        Kind::Recovery => show(&options, &server::recovery(&content)),
+        Kind::Graves => show(&options, &store::graves(&content)),
         Kind::SegmentState => show(&options, &store::state(&content).0),
         Kind::RaftLog => show(&options, &raft::log_segment(&content)),
         Kind::RaftSnapshot => show(&options, &raft::snapshot_file(&content)),
@@ -193,6 +216,9 @@ mod tests {
         let kind = |name: &str, content: &[u8]| Kind::of(Path::new(name), content);
         assert_eq!(kind("x", b"...URUK-SST"), Some(Kind::Table));
         assert_eq!(kind("x", b"...URUKCHNK"), Some(Kind::Chunk));
+        assert_eq!(kind("x", b"UMEM..."), Some(Kind::Memory));
+        assert_eq!(kind("x", b"UMEM...URUKCHNK"), Some(Kind::Chunk), "a memory file in a chunk");
+        assert_eq!(kind("x", b"...URCV"), Some(Kind::Recovery));
         assert_eq!(kind("0001.log", b"URUKSEGM..."), Some(Kind::Segment));
         assert_eq!(kind("log-0001", b"URUKRLOG..."), Some(Kind::RaftLog));
         for (name, expected) in [
@@ -200,6 +226,8 @@ mod tests {
             ("a.chunk", Kind::Chunk),
             ("a.log", Kind::Segment),
             ("a.meta", Kind::SegmentState),
+            ("a.mem", Kind::Memory),
+            ("GRAVES", Kind::Graves),
             ("state", Kind::RaftState),
             ("log-1", Kind::RaftLog),
             ("snapshot-1-2", Kind::RaftSnapshot),

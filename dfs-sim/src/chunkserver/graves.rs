@@ -3,10 +3,9 @@
 //! A writer that was stopped before it created a segment may wake after the log was sealed and
 //! deleted: its create must still be refused, so the fence outlives the data (S7).
 //!
-//! The file `GRAVES` is a row of 16-byte records: the first id u64 LE, CRC-32, the number of ids that
-//! follow it u32 LE. A deletion appends single ids; a start replaces the file by one with a record for
-//! each run of ids, behind a head record (id `u64::MAX`) that counts them. Segments are numbered one
-//! after the other, so there are few.
+//! They are kept in the file `GRAVES`: see `format/graves_file.rs`. A deletion appends single ids; a start
+//! replaces the file by one with a record for each run of ids, behind a head record that counts them. Segments
+//! are numbered one after the other, so there are few.
 //!
 //! Invariants:
 //! 1. A grave is durable before it is believed, and believed before anything is deleted. What a start
@@ -19,17 +18,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use uruk_base::DiskFile;
 use uruk_base::disk::{Disk, OpenMode};
 
 use super::error::StoreError;
 use super::host::Host;
-
-const RECORD_BYTES: usize = 16;
-/// No segment has this id: the head's.
-const HEAD: u64 = u64::MAX;
+use crate::format::graves_file::{RECORD_BYTES, Record, encode, parse, put_head};
 
 /// The set of deleted segments.
 #[derive(Debug)]
@@ -128,8 +124,8 @@ impl Runs {
         let runs = encode(self.0.iter().map(|(first, last)| (*first, *last)));
         let count = (runs.len() / RECORD_BYTES) as u32;
         let mut file = BytesMut::with_capacity(RECORD_BYTES + runs.len());
-        put_record(&mut file, HEAD, count);
-        file.put_slice(&runs);
+        put_head(&mut file, count);
+        file.extend_from_slice(&runs);
         file.freeze()
     }
 }
@@ -155,57 +151,6 @@ fn load(path: &Path, file: &[u8]) -> Result<Runs, StoreError> {
         }
     }
     Ok(ids)
-}
-
-enum Record {
-    /// So many runs follow that no crash can tear.
-    Head(usize),
-    /// First and last id.
-    Run(u64, u64),
-}
-
-fn encode(runs: impl Iterator<Item = (u64, u64)>) -> Bytes {
-    let mut records = BytesMut::new();
-    for (mut first, last) in runs {
-        loop {
-            let more = (last - first).min(u64::from(u32::MAX)) as u32;
-            put_record(&mut records, first, more);
-            match first.checked_add(u64::from(more) + 1) {
-                Some(next) if next <= last => first = next,
-                Some(_) | None => break,
-            }
-        }
-    }
-    records.freeze()
-}
-
-fn put_record(records: &mut BytesMut, first: u64, more: u32) {
-    records.put_u64_le(first);
-    records.put_u32_le(checksum(first, more));
-    records.put_u32_le(more);
-}
-
-fn parse(record: &[u8]) -> Option<Record> {
-    let first = u64::from_le_bytes(record.get(0..8)?.try_into().ok()?);
-    let crc = u32::from_le_bytes(record.get(8..12)?.try_into().ok()?);
-    let more = u32::from_le_bytes(record.get(12..16)?.try_into().ok()?);
-    if crc != checksum(first, more) {
-        return None;
-    }
-    if first == HEAD {
-        return Some(Record::Head(more as usize));
-    }
-    Some(Record::Run(first, first.checked_add(u64::from(more))?))
-}
-
-/// Of the id alone where nothing follows it.
-fn checksum(first: u64, more: u32) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&first.to_le_bytes());
-    if more > 0 {
-        hasher.update(&more.to_le_bytes());
-    }
-    hasher.finalize()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use uruk_base::inspect::FileReport;
 
 use super::block_sums;
 use super::chunk_file::{FOOTER_BYTES, data_bytes, parse_trailer};
+use super::graves_file::{self, RECORD_BYTES, Record};
 use super::replica_file::{DATA_OFFSET, ReplicaMeta, parse_header, parse_meta};
 use super::{CHECKSUM_BLOCK_BYTES, FRAME_HEADER_BYTES, FrameError, Frames, SegmentKey};
 
@@ -82,7 +83,11 @@ pub fn segment(file: &Bytes, state: Option<&ReplicaMeta>) -> FileReport {
     match valid {
         valid if valid == data.len() as u64 && valid >= vouched => {}
         valid if valid >= vouched => {
-            report.fact("torn tail", format!("{} bytes, never acknowledged", data.len() as u64 - valid));
+            let rest = &data[valid as usize..];
+            match rest.iter().all(|byte| *byte == 0) {
+                true => report.fact("room ahead", format!("{} bytes of zeros", rest.len())),
+                false => report.fact("torn tail", format!("{} bytes, never acknowledged", rest.len())),
+            }
         }
         valid => report
             .damaged(DATA_OFFSET + valid, format!("no valid frame, where the replica vouches for {vouched} bytes")),
@@ -114,6 +119,28 @@ pub fn state(file: &Bytes) -> (FileReport, Option<ReplicaMeta>) {
             (report, Some(meta))
         }
     }
+}
+
+/// The deleted segments of a chunk server.
+pub fn graves(file: &[u8]) -> FileReport {
+    let mut report = FileReport::new("deleted segments of a chunk server");
+    let (mut ids, mut counted) = (0_u64, 0);
+    for (index, record) in file.chunks(RECORD_BYTES).enumerate() {
+        let offset = (index * RECORD_BYTES) as u64;
+        match graves_file::parse(record) {
+            Some(Record::Head(runs)) if index == 0 => counted = runs,
+            Some(Record::Run(first, last)) => ids = ids.saturating_add((last - first).saturating_add(1)),
+            Some(Record::Head(_)) | None if index <= counted => report.damaged(offset, "this record is damaged"),
+            Some(Record::Head(_)) | None => report.fact("torn append", format!("at byte {offset}")),
+        }
+    }
+    if counted > 0 && file.len() / RECORD_BYTES <= counted {
+        report.damaged(file.len() as u64, format!("the head counts {counted} records, and the file ends before"));
+    }
+    report.fact("deleted segments", ids);
+    report.fact("records that the last start wrote", counted);
+    report.fact("records appended since", (file.len() / RECORD_BYTES).saturating_sub(counted + 1));
+    report
 }
 
 /// Every bad block, not the first alone.
@@ -235,6 +262,10 @@ mod tests {
         torn.extend_from_slice(&[3; 10]);
         let report = segment(&torn.into(), Some(&meta));
         assert!(report.damage.is_empty() && report.facts.iter().any(|(name, _)| *name == "torn tail"));
+        let mut ahead = file.clone();
+        ahead.extend_from_slice(&[0; 4096]);
+        let report = segment(&ahead.into(), Some(&meta));
+        assert!(report.damage.is_empty() && report.facts.contains(&("room ahead", "4096 bytes of zeros".to_owned())));
         let mut bad = file.clone();
         let at = DATA_OFFSET as usize + 5 * 42 + 20;
         bad[at] ^= 4;
@@ -257,6 +288,42 @@ mod tests {
             let mut bad = encoded.to_vec();
             bad[at] ^= 1;
             assert!(!state(&bad.into()).0.damage.is_empty(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn damaged_graves_are_named_and_a_torn_append_is_none() {
+        let mut file = BytesMut::new();
+        graves_file::put_head(&mut file, 2);
+        file.extend_from_slice(&graves_file::encode([(3, 9), (20, 20)].into_iter()));
+        let whole = graves(&file);
+        assert_eq!(whole.damage, []);
+        assert!(whole.facts.contains(&("deleted segments", "8".to_owned())));
+        for at in 0..file.len() {
+            let mut bad = file.to_vec();
+            bad[at] ^= 1;
+            let damage = graves(&bad).damage;
+            assert_eq!(damage.first().map(|damage| damage.offset), Some((at / RECORD_BYTES * RECORD_BYTES) as u64));
+        }
+        assert!(!graves(&file[..2 * RECORD_BYTES]).damage.is_empty());
+        file.extend_from_slice(&graves_file::encode([(30, 30)].into_iter())[..10]);
+        assert_eq!(graves(&file).damage, []);
+    }
+
+    #[test]
+    fn a_short_fuzz_run_from_valid_files_panics_nowhere() {
+        const RUNS: u32 = 4000;
+        let (meta, file) = replica();
+        let graves_file = graves_file::encode([(3, 9), (20, 20)].into_iter());
+        let corpus = [chunk_file().slice(140_000..), file.into(), encode_meta(&meta), graves_file];
+        let random = uruk_base::Random::from_seed(1);
+        for _ in 0..RUNS {
+            let input = Bytes::from(uruk_base::splice::spliced(&corpus, &random));
+            chunk(&input);
+            segment(&input, None);
+            segment(&input, Some(&meta));
+            state(&input);
+            graves(&input);
         }
     }
 }

@@ -22,7 +22,9 @@ use uruk_proto::codec::{DecodeError, Reader, put_bytes, put_varint};
 
 use super::record::{Call, Record};
 
-const MAGIC: u32 = u32::from_le_bytes(*b"UMEM");
+/// The first four bytes of such a file.
+pub const FILE_MAGIC: [u8; 4] = *b"UMEM";
+const MAGIC: u32 = u32::from_le_bytes(FILE_MAGIC);
 const VERSION: u8 = 1;
 /// Most runs remembered by one tablet; beyond it calls are refused until some are settled.
 pub const RUNS_MAX: usize = 200_000;

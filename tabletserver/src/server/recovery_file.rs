@@ -17,7 +17,9 @@ use uruk_proto::codec::{DecodeError, Reader, put_varint};
 
 use super::record::{RawRecord, parse_raw};
 
-const MAGIC: u32 = u32::from_le_bytes(*b"URCV");
+/// The last four bytes of such a file.
+pub const FILE_MAGIC: [u8; 4] = *b"URCV";
+const MAGIC: u32 = u32::from_le_bytes(FILE_MAGIC);
 const VERSION: u32 = 1;
 /// Bytes of the footer.
 pub const FOOTER_BYTES: usize = 24;

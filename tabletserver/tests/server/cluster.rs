@@ -125,12 +125,8 @@ impl Cluster {
         let objects = FaultyObjects { inner, is_unreadable, reads, bytes_read: self.bytes_read.clone() };
         let objects: Arc<dyn ObjectStore> = Arc::new(objects);
         let (inner, is_unreadable) = (self.objects.clone(), self.hides_recovery_files.clone());
-        let recovery_objects = Arc::new(FaultyObjects {
-            inner,
-            is_unreadable,
-            reads: Arc::default(),
-            bytes_read: Arc::default(),
-        });
+        let recovery_objects =
+            Arc::new(FaultyObjects { inner, is_unreadable, reads: Arc::default(), bytes_read: Arc::default() });
         let storage = Storage { objects, recovery_objects, logs: Arc::new(self.logs.clone()) };
         // As in a process of its own: nothing is shared, not even metrics.
         let clock = Clock::from_source(self.clock.clone());

@@ -318,20 +318,8 @@ proptest! {
 fn a_short_fuzz_run_from_the_corpus_panics_nowhere() {
     const RUNS: u32 = 4000;
     let (corpus, random) = (valid_pieces(), uruk_base::Random::from_seed(1));
-    let below = |n: usize| random.range(0..n as u64) as usize;
     for _ in 0..RUNS {
-        let mut input = corpus[below(corpus.len())].to_vec();
-        for _ in 0..1 + below(4) {
-            let other = &corpus[below(corpus.len())];
-            let (at, from) = (below(input.len() + 1), below(other.len()));
-            match below(5) {
-                0 => input.truncate(at),
-                1 => input.splice(at.., other[from..].iter().copied()).for_each(drop),
-                2 => input.splice(at..at, other[from..(from + 8).min(other.len())].iter().copied()).for_each(drop),
-                3 => input[at..].iter_mut().take(4).for_each(|byte| *byte = 0xFF),
-                _ => input[at..].iter_mut().take(1).for_each(|byte| *byte ^= 1 << below(8)),
-            }
-        }
+        let input = uruk_base::splice::spliced(&corpus, &random);
         decode::DECODERS.iter().for_each(|(_, decode)| decode(&input));
     }
 }

@@ -1,0 +1,9 @@
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use uruk_consensus::inspect;
+
+fuzz_target!(|data: &[u8]| {
+    inspect::log_segment(&Bytes::copy_from_slice(data));
+});
