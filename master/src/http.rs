@@ -25,6 +25,8 @@ const TIMELINES_SHOWN: usize = 3;
 
 /// Tablets in the picture of a table's key space.
 const BARS_MAX: usize = 2_000;
+/// Flushes and compactions that are shown.
+const JOBS_SHOWN: usize = 200;
 /// Procedures that are over and shown.
 const PROCEDURES_SHOWN: usize = 100;
 
@@ -45,6 +47,7 @@ pub async fn start(shared: Arc<Shared>, address: &str) -> Result<String, StartEr
         .route("/tables/{name}", get(table))
         .route("/recoveries/{server}", get(recovery))
         .route("/balance", get(balance))
+        .route("/compactions", get(compactions))
         .route("/tablets/{tablet}", get(tablet))
         .route("/api/v1/{*path}", get(json))
         .layer(from_fn_with_state(shared.clone(), to_leader))
@@ -129,6 +132,15 @@ struct BalancePage {
 }
 
 #[derive(Template)]
+#[template(path = "compactions.html")]
+struct CompactionsPage {
+    view: status::CompactionsView,
+    jobs: Vec<status::JobView>,
+    not_shown: u64,
+    is_leader: bool,
+}
+
+#[derive(Template)]
 #[template(path = "tablet.html")]
 struct TabletPage {
     history: status::HistoryView,
@@ -194,6 +206,16 @@ async fn balance(State(shared): State<Arc<Shared>>) -> Page {
     page(&BalancePage { balance: status::balance(&shared), check: status::check(&shared), procedures })
 }
 
+async fn compactions(State(shared): State<Arc<Shared>>) -> Page {
+    let view = status::compactions(&shared);
+    let total = &view.total;
+    let all = [total.flushes_running, total.flushes_queued, total.compactions_running, total.compactions_queued];
+    let all: u64 = all.iter().map(|jobs| u64::from(*jobs)).sum();
+    let jobs: Vec<_> = view.jobs.iter().take(JOBS_SHOWN).cloned().collect();
+    let not_shown = all.saturating_sub(jobs.len() as u64);
+    page(&CompactionsPage { view, jobs, not_shown, is_leader: status::master(&shared).is_leader })
+}
+
 async fn tablet(State(shared): State<Arc<Shared>>, Path(tablet): Path<u64>) -> Page {
     match status::history(&shared, tablet) {
         Some(history) => page(&TabletPage { history }),
@@ -223,6 +245,11 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         gauges.tablets_open.set(open.into());
         gauges.tables.set(state.tables.all().count() as i64);
     });
+    let total = status::compactions(&shared).total;
+    gauges.compactions_running.set(total.compactions_running.into());
+    gauges.compactions_queued.set(total.compactions_queued.into());
+    gauges.write_amplification.set(total.write_amplification.unwrap_or(1.0));
+    gauges.space_amplification.set(total.space_amplification.unwrap_or(1.0));
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], shared.env.metrics.encode()).into_response()
 }
@@ -261,6 +288,12 @@ mod filters {
             amount /= 1024.0;
         }
         Ok(format!("{amount:.1} TiB"))
+    }
+
+    /// `2.5`; a dash for what is not known.
+    #[askama::filter_fn]
+    pub fn ratio(ratio: &Option<f64>, _: &dyn Values) -> Result<String> {
+        Ok(ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")))
     }
 
     /// `12.3 ms`; nothing for what has not happened.

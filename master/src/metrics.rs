@@ -1,5 +1,7 @@
 //! The master's metrics.
 
+use std::sync::atomic::AtomicU64;
+
 use uruk_base::Metrics;
 use uruk_base::metrics::{Counter, Gauge, Histogram, exponential_buckets};
 
@@ -19,6 +21,10 @@ pub struct MasterMetrics {
     pub recoveries_unfinished: Gauge,
     pub files_to_delete: Gauge,
     pub is_leader: Gauge,
+    pub compactions_running: Gauge,
+    pub compactions_queued: Gauge,
+    pub write_amplification: Gauge<f64, AtomicU64>,
+    pub space_amplification: Gauge<f64, AtomicU64>,
     pub recovery_seconds: Histogram,
 }
 
@@ -43,6 +49,18 @@ impl MasterMetrics {
             recoveries_unfinished: gauge("uruk_master_recoveries_unfinished", "Recoveries that are not done"),
             files_to_delete: gauge("uruk_master_files_to_delete", "Files that wait for deletion"),
             is_leader: gauge("uruk_master_is_leader", "1 on the leader, else 0"),
+            compactions_running: gauge("uruk_master_compactions_running", "Compactions that tablet servers run"),
+            compactions_queued: gauge("uruk_master_compactions_queued", "Compactions that are due on tablet servers"),
+            write_amplification: metrics.register(
+                "uruk_master_write_amplification_ratio",
+                "Bytes logged, flushed and written by compactions for each byte logged, since the servers' starts",
+                Gauge::default(),
+            ),
+            space_amplification: metrics.register(
+                "uruk_master_space_amplification_ratio",
+                "Bytes of files for each byte that compactions of all files would leave at least",
+                Gauge::default(),
+            ),
             recovery_seconds: metrics.register(
                 "uruk_master_recovery_seconds",
                 "From a server's death being noticed to all of its tablets being open",

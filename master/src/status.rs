@@ -13,6 +13,7 @@
 //! | `check` | [`CheckView`]: what the last check found |
 //! | `procedures` | [`ProceduresView`] |
 //! | `history/<tablet id>` | [`HistoryView`] |
+//! | `compactions` | [`CompactionsView`]: flushes, compactions, memory budgets |
 //! | `storage` | [`StorageReport`], or whatever else the storage tells |
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use crate::shared::Shared;
 
 mod balance;
+mod compactions;
 mod procedures;
 mod recoveries;
 mod servers;
@@ -29,6 +31,7 @@ mod storage;
 mod tables;
 
 pub use balance::{BalanceView, BalancedServerView, CheckView, FindingView, HotRowView, PlannedMoveView};
+pub use compactions::{BudgetView, CompactionsView, JobView, MaintenanceView, ServerCompactionsView};
 pub use procedures::{EventView, HistoryView, ProcedureView, ProceduresView};
 pub use recoveries::{RecoveryView, ReopenedView, StepView};
 pub use servers::ServerView;
@@ -107,6 +110,16 @@ impl StatusView {
         self.servers.iter().filter(|server| server.state != "dead").count()
     }
 
+    /// Compactions that run, as reported.
+    pub fn compactions_running(&self) -> u32 {
+        self.servers.iter().filter_map(|server| server.load.as_ref()).map(|load| load.compactions_running).sum()
+    }
+
+    /// Compactions that wait, as reported.
+    pub fn compactions_queued(&self) -> u32 {
+        self.servers.iter().filter_map(|server| server.load.as_ref()).map(|load| load.compactions_queued).sum()
+    }
+
     /// Recoveries some of whose tablets are not open again.
     pub fn recoveries_unserved(&self) -> usize {
         self.recoveries.iter().filter(|recovery| recovery.served_after_ms.is_none() && recovery.state != "done").count()
@@ -133,6 +146,7 @@ pub async fn json(shared: &Shared, path: &str) -> Option<Vec<u8>> {
         ("check", None) => serde_json::to_value(check(shared)),
         ("procedures", None) => serde_json::to_value(procedures(shared)),
         ("history", Some(tablet)) => serde_json::to_value(history(shared, tablet.parse().ok()?)?),
+        ("compactions", None) => serde_json::to_value(compactions(shared)),
         ("storage", None) => Ok(storage(shared).await),
         _ => return None,
     };
@@ -211,6 +225,11 @@ pub fn procedures(shared: &Shared) -> ProceduresView {
 /// What the leader decided last about balance.
 pub fn balance(shared: &Shared) -> BalanceView {
     balance::view(&shared.volatile.lock())
+}
+
+/// Flushes, compactions and memory budgets, as servers reported them last.
+pub fn compactions(shared: &Shared) -> CompactionsView {
+    shared.consensus.read(|state| compactions::all(state, &shared.volatile.lock()))
 }
 
 /// What the last check found.

@@ -10,7 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uruk_base::data_folder::DataFolderError;
 use uruk_master::{Master, MasterConfig, NoHealth, StartError, StorageHealth, StorageReport};
 use uruk_proto::master::{
-    CreateTableRequest, FamilySchema, GetTableRequest, LocateRequest, SplitTabletRequest, StatusRequest, TabletChoice,
+    CreateTableRequest, FamilySchema, GetTableRequest, LocateRequest, Maintenance, MaintenanceJob, MaintenanceKind,
+    MaintenanceTotals, MemoryBudget, ServerLoad, SplitTabletRequest, StatusRequest, TabletChoice,
 };
 use uruk_proto::{ErrorCode, RpcError};
 
@@ -77,6 +78,112 @@ async fn the_pages_show_servers_tables_and_recoveries() {
     let json = world.client().status(status).await.expect("answered").into_inner().json;
     let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
     assert_eq!(json["servers"][0]["server_id"], b.id);
+}
+
+/// A compaction in the middle, of a tablet.
+fn job(tablet_id: u64, kind: MaintenanceKind, started_micros: i64) -> MaintenanceJob {
+    MaintenanceJob {
+        tablet_id,
+        kind: kind as i32,
+        locality_group: 7,
+        reason: "ratio".into(),
+        input_files: 4,
+        input_bytes: 4 << 20,
+        bytes_done: if started_micros == 0 { 0 } else { 1 << 20 },
+        bytes_written: if started_micros == 0 { 0 } else { 512 << 10 },
+        started_micros,
+        running_ms: 1_500,
+    }
+}
+
+/// What stands between two texts of a page.
+fn between<'a>(page: &'a str, from: &str, to: &str) -> &'a str {
+    let (_, rest) = page.split_once(from).expect("the page has the first text");
+    rest.split_once(to).expect("the page has the second text").0
+}
+
+#[tokio::test]
+async fn flushes_and_compactions_are_shown_whether_none_one_or_many() {
+    let world = World::start(600_000).await;
+    let server = world.tablet_server(1).await;
+    world.create("words", 2).await;
+    let http = world.master().http_address().expect("a status page").to_owned();
+    let reported = async |load: ServerLoad| {
+        let running = load.compactions_running;
+        *server.shared.maintenance_report.lock() = load;
+        let is_shown = || async { world.status("compactions").await["total"]["compactions_running"] == running };
+        world.until("it is reported", is_shown).await;
+        let (status, page) = get(&http, "/compactions").await;
+        assert_eq!(status, 200, "{page}");
+        page
+    };
+    let maintenance = |running: Vec<MaintenanceJob>, queued: Vec<MaintenanceJob>| Maintenance {
+        running,
+        queued,
+        totals: Some(MaintenanceTotals {
+            log_bytes: 100 << 20,
+            flushed_bytes: 50 << 20,
+            compaction_read_bytes: 90 << 20,
+            compaction_written_bytes: 75 << 20,
+            file_bytes: 60 << 20,
+            kept_bytes: 40 << 20,
+            flushes: 5,
+            compactions: 3,
+        }),
+        ..Maintenance::default()
+    };
+    let (_, nothing) = get(&http, "/compactions").await;
+    assert!(nothing.contains("nothing runs, nothing waits") && nothing.contains("<b>–</b>write amp"), "{nothing}");
+
+    let one = ServerLoad {
+        compactions_running: 1,
+        memtable_bytes: 30 << 20,
+        maintenance: Some(maintenance(vec![job(1, MaintenanceKind::Merging, 1_700_000_000_000_000)], vec![])),
+        budget: Some(MemoryBudget {
+            memtable_bytes_soft: 20 << 20,
+            memtable_bytes_hard: 40 << 20,
+            memtable_bytes_peak: 39 << 20,
+            refused_for_memtables: 12,
+            ..MemoryBudget::default()
+        }),
+        ..ServerLoad::default()
+    };
+    let page = reported(one.clone()).await;
+    let row = between(&page, "<tbody>", "</tbody>");
+    for text in
+        ["running", "server-1", "words", "merging", ">7<", "ratio", "4.0 MiB", "25 %", "512.0 KiB", "2023-11-14"]
+    {
+        assert!(row.contains(text), "lacks {text}: {row}");
+    }
+    assert_eq!(row.matches("<tr>").count(), 1, "{row}");
+    for text in ["1 + 0", "2.25", "1.50", "width: 75%", "left: 50%", "39.0 MiB", "memtables full: 12"] {
+        assert!(page.contains(text), "lacks {text}: {page}");
+    }
+    let (_, overview) = get(&http, "/").await;
+    for text in ["href=\"/compactions\"", "1 + 0", "width: 75%", "class=\"busy\" style"] {
+        assert!(overview.contains(text), "lacks {text}: {overview}");
+    }
+    let json = world.status("compactions").await;
+    assert_eq!((&json["jobs"][0]["kind"], &json["jobs"][0]["percent"]), (&"merging".into(), &25.0.into()));
+    assert_eq!(json["servers"][0]["write_amplification"], 2.25);
+    assert_eq!(json["total"]["space_amplification"], 1.5);
+    let (_, metrics) = get(&http, "/metrics").await;
+    assert!(metrics.contains("uruk_master_write_amplification_ratio 2.25"), "{metrics}");
+
+    // A server that lists more than it may is cut short; what is not listed is still counted.
+    let many = |started| (0..100).map(|_| job(2, MaintenanceKind::Major, started)).collect();
+    let page = reported(ServerLoad {
+        compactions_running: 100,
+        compactions_queued: 1_000,
+        maintenance: Some(Maintenance { flushes_queued: 7, ..maintenance(many(1), many(0)) }),
+        ..one
+    })
+    .await;
+    let rows = between(&page, "<tbody>", "</tbody>");
+    assert_eq!((rows.matches(">running<").count(), rows.matches(">queued<").count()), (32, 32));
+    for text in ["100 + 1000", "0 + 7", "and 1043 more"] {
+        assert!(page.contains(text), "lacks {text}: {page}");
+    }
 }
 
 struct Store(StorageReport);

@@ -28,3 +28,5 @@ pub const BATCH_ROWS_MAX: usize = 100_000;
 /// gives no larger number before it has that answer. So a report whose number is larger by more than this
 /// than the largest that a master has heard is gathered after that moment.
 pub const REPORTS_IN_FLIGHT_MAX: u64 = 4;
+/// Most running flushes and compactions that a tablet server's report lists, and most that wait.
+pub const MAINTENANCE_JOBS_MAX: usize = 32;

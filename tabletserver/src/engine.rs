@@ -8,7 +8,7 @@
 //! | [`merge`], [`visible`], [`filter`] | many sorted sources as one; what a snapshot shows of it; what the caller wants of that |
 //! | [`view`], [`scan`], `point` | a tablet at one moment; its rows as packed batches; one row without a walk |
 //! | [`flush`], [`compaction`] | memtables to files, files to fewer files |
-//! | `rewrite`, `rate` | what both have in common: files by locality group and size; how fast |
+//! | `rewrite`, `rate`, `progress` | what both have in common: files by locality group and size; how fast; how far |
 //! | `divide` | where a tablet may be split, and what lies on either side |
 //! | [`cache`] | blocks of all tablets |
 //! | [`bench`] | one tablet's engine under load |
@@ -31,6 +31,7 @@ pub mod merge;
 #[cfg(test)]
 mod model_tests;
 mod point;
+mod progress;
 mod rate;
 mod rewrite;
 pub mod scan;
@@ -43,6 +44,7 @@ pub use config::{ConfigError, EngineConfig, GroupOptions};
 pub use context::EngineContext;
 pub use error::EngineError;
 pub use filter::Filter;
+pub use progress::Progress;
 pub use scan::{RowScanner, ScanBatch};
 pub use store::{FreezeToken, TabletStore};
 pub use view::{ReadView, ScanRequest, ScanTargets};

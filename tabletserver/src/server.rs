@@ -11,6 +11,7 @@
 //! | `schemas` | by which schema tablets go |
 //! | `load`, `samples`, `machine` | what load reports say |
 //! | `budget`, `flush`, `compact`, `commit_files` | memory and log stay bounded; files are committed |
+//! | `jobs` | flushes and compactions that run and wait, for the report |
 //! | `sort`, [`recovery_file`], `replay` | recovery of a dead server's log |
 //! | `service`, `masters`, `pins` | RPC in and out; which files are still read |
 //! | [`parent`] | the watching parent process |
@@ -30,6 +31,7 @@ mod freeze;
 mod idle;
 pub mod incarnation;
 pub mod inspect;
+mod jobs;
 mod latch;
 mod lease;
 mod load;
@@ -75,7 +77,9 @@ use uruk_proto::{RpcError, ServerId};
 use crate::engine::EngineContext;
 use budget::Budget;
 use commit_log::{CommitLog, CommitLogLimits};
+use idle::IdleWatch;
 use incarnation::Incarnation;
+use jobs::Jobs;
 use latch::Latches;
 use lease::Lease;
 use load::ServerMetrics;
@@ -134,6 +138,8 @@ pub(crate) struct Server {
     log_trimmed: tokio::sync::Mutex<Lsn>,
     latches: Latches,
     budget: Budget,
+    jobs: Jobs,
+    idle: Mutex<IdleWatch>,
     tablets: Tablets,
     pins: Pins,
     stop: Stop,
@@ -297,7 +303,9 @@ async fn begin(
         engine,
         log_trimmed: tokio::sync::Mutex::new(Lsn::default()),
         latches: Latches::new(),
-        budget: Budget::new(&config, log.clone()),
+        budget: Budget::new(&config, log.clone(), &env.metrics),
+        jobs: Jobs::new(&env.metrics),
+        idle: Mutex::default(),
         log,
         tablets: Tablets::default(),
         pins: Pins::default(),

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::compactions::{self, BudgetView};
 use crate::assign::Now;
 use crate::config::Tuning;
 use crate::state::State;
@@ -45,6 +46,8 @@ pub struct ServerView {
     pub memtable_bytes: u64,
     /// What a recovery would have to read.
     pub unflushed_log_bytes: u64,
+    /// What it may keep in memory; null before the first report.
+    pub budget: Option<BudgetView>,
 }
 
 /// Load of a tablet server between its last two reports.
@@ -106,6 +109,7 @@ fn view(state: &State, volatile: &Volatile, tuning: &Tuning, now: Now, server: &
         memory_bytes: report.map_or(0, |report| report.memory_bytes),
         memtable_bytes: report.map_or(0, |report| report.memtable_bytes),
         unflushed_log_bytes: report.map_or(0, |report| report.unflushed_log_bytes),
+        budget: volatile.loads.get(&id).and_then(compactions::budget),
     }
 }
 

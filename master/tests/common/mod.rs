@@ -264,6 +264,8 @@ pub struct FakeShared {
     pub refused: Mutex<bool>,
     /// Newest version of each table's schema.
     pub schemas: Mutex<BTreeMap<u64, u64>>,
+    /// Its flushes and compactions, its budget and how many compactions run and wait.
+    pub maintenance_report: Mutex<ServerLoad>,
     /// Loads to report, by tablet.
     pub loads: Mutex<BTreeMap<u64, TabletLoad>>,
     /// Held while files come and go.
@@ -309,6 +311,7 @@ impl FakeServer {
             pinned: Mutex::default(),
             refused: Mutex::default(),
             schemas: Mutex::default(),
+            maintenance_report: Mutex::default(),
             loads: Mutex::default(),
             begun: Mutex::default(),
             maintenance: tokio::sync::Mutex::default(),
@@ -346,7 +349,7 @@ async fn renew(shared: Arc<FakeShared>, every: Duration) {
         let load = ServerLoad {
             pinned_files: shared.pinned.lock().clone(),
             tablets: shared.report(),
-            ..ServerLoad::default()
+            ..shared.maintenance_report.lock().clone()
         };
         let (server_id, load) = (shared.id, Some(load));
         let request = RenewLeaseRequest { server_id, load, report_number, ..Default::default() };

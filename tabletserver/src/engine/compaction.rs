@@ -7,6 +7,7 @@
 //! that it must hide there: it was written to every group, and families move together with such deletions.
 
 pub mod policy;
+pub mod space;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,10 +20,20 @@ use super::columns::Columns;
 use super::context::EngineContext;
 use super::error::EngineError;
 use super::merge::Merge;
+use super::progress::Progress;
 use super::rewrite::{Output, Purge, rewrite};
 use super::sstable::FileHandle;
 use super::sstable::cursor::ReadOptions;
 use super::sstable::skip::Wanted;
+
+/// How much of a locality group a compaction takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Some of its files.
+    Merging,
+    /// All of them.
+    Major,
+}
 
 /// What a compaction is about to do: one locality group, a run of its files.
 #[derive(Clone, PartialEq, Debug)]
@@ -31,8 +42,17 @@ pub struct Compaction {
     pub locality_group: u32,
     /// The files to merge, newest first.
     pub inputs: Vec<FileRef>,
+    /// Whether that is all of them.
+    pub kind: Kind,
     /// Why.
     pub reason: policy::Reason,
+}
+
+impl Compaction {
+    /// Stored bytes and entries of the inputs, as far as the tablet's references cover them.
+    pub fn input_size(&self) -> (u64, u64) {
+        self.inputs.iter().fold((0, 0), |(bytes, entries), file| (bytes + file.bytes, entries + file.cells))
+    }
 }
 
 /// What a compaction wrote. It counts for nothing until the master has committed it.
@@ -107,6 +127,7 @@ pub(crate) async fn run(
     locality_group: u32,
     files: Files,
     range: &RowRange,
+    progress: &Arc<Progress>,
     path: &mut (dyn FnMut(u32) -> String + Send),
 ) -> Result<CompactionResult, EngineError> {
     let purge = match files.are_oldest().await? {
@@ -135,6 +156,7 @@ pub(crate) async fn run(
         moved,
         is_major,
         file_bytes_max: context.config.compaction_file_bytes,
+        progress,
         path,
     };
     let add = rewrite(context, schema, Merge::new([], &files.inputs, options), purge, output).await?;

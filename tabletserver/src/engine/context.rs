@@ -38,6 +38,16 @@ impl EngineContext {
         self.compaction_rate.bytes_per_second()
     }
 
+    /// Bytes of index partitions that are pinned.
+    pub fn index_pinned_bytes(&self) -> u64 {
+        self.files.pinned_bytes()
+    }
+
+    /// Bytes of blocks of in-memory locality groups.
+    pub fn in_memory_bytes(&self) -> u64 {
+        self.files.resident_bytes()
+    }
+
     /// The blocks of all tablets.
     pub fn cache(&self) -> &BlockCache {
         &self.cache

@@ -13,6 +13,7 @@ use super::context::EngineContext;
 use super::error::EngineError;
 use super::memtable::Memtable;
 use super::merge::Merge;
+use super::progress::Progress;
 use super::rewrite::{Output, Purge, rewrite};
 use super::sstable::cursor::ReadOptions;
 use super::sstable::skip::Wanted;
@@ -33,6 +34,7 @@ pub(crate) async fn flush(
     range: &RowRange,
     memtables: &[(u32, Arc<Memtable>)],
     flushed_seq: SeqNo,
+    progress: &Arc<Progress>,
     path: &mut (dyn FnMut(u32) -> String + Send),
 ) -> Result<FlushResult, EngineError> {
     let options = ReadOptions {
@@ -53,6 +55,7 @@ pub(crate) async fn flush(
             moved: Vec::new(),
             is_major: false,
             file_bytes_max: u64::MAX,
+            progress,
             path: &mut *path,
         };
         groups.extend(rewrite(context, schema, merge, Purge::Hidden, output).await?);

@@ -152,6 +152,11 @@ impl Memtable {
         self.entries.is_empty()
     }
 
+    /// Its entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Bytes in memory, about.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

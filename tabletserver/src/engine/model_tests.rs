@@ -24,7 +24,7 @@ use uruk_proto::schema::{self, Family, GcRule, LocalityGroup, TableSchema};
 use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, TableId};
 
 use super::compaction::policy::Reason;
-use super::compaction::{Compaction, CompactionResult};
+use super::compaction::{Compaction, CompactionResult, Kind};
 use super::filter::Qualifiers;
 use super::sstable::format::Compression;
 use super::sstable::inspect;
@@ -248,7 +248,7 @@ impl World {
     async fn flush(&mut self) {
         let Some(token) = self.store.frozen().into_iter().next() else { return };
         let mut paths: Vec<String> = (0..4).map(|_| self.path()).collect();
-        let result = self.store.flush(&token, &mut |_| paths.pop().unwrap()).await.unwrap();
+        let result = self.store.flush(&token, &Arc::default(), &mut |_| paths.pop().unwrap()).await.unwrap();
         self.row.flushed_seq = result.flushed_seq.0;
         for group in result.groups {
             self.covers.extend(group.files.iter().map(|file| (file.path.clone(), result.flushed_seq)));
@@ -278,12 +278,12 @@ impl World {
                 let start = self.below(units.len());
                 let end = start + 1 + self.below(units.len() - start);
                 let inputs = units[start..end].concat();
-                Compaction { locality_group: group, inputs, reason: Reason::Requested }
+                Compaction { locality_group: group, inputs, kind: Kind::Merging, reason: Reason::Requested }
             }),
         };
         let Some(compaction) = picked else { return };
         let mut paths: Vec<String> = (0..200).map(|_| self.path()).collect();
-        let result = self.store.compact(&compaction, &mut |_| paths.pop().unwrap()).await.unwrap();
+        let result = self.store.compact(&compaction, &Arc::default(), &mut |_| paths.pop().unwrap()).await.unwrap();
         self.note_purge(&compaction).await;
         if self.chance(5) {
             return self.model.abort_purge(); // the commit never happened

@@ -13,6 +13,7 @@
 //! what is finished and loads what the merge waits for. Dropping the future cancels it between pieces.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -25,6 +26,7 @@ use super::config::GroupOptions;
 use super::context::EngineContext;
 use super::error::EngineError;
 use super::merge::Merge;
+use super::progress::Progress;
 use super::sstable::TableBuilder;
 use super::sstable::builder::BuiltTable;
 use super::sstable::cursor::CursorState;
@@ -61,6 +63,8 @@ pub struct Output<'a> {
     pub is_major: bool,
     /// A file of this size ends with its row.
     pub file_bytes_max: u64,
+    /// Told how far it has come.
+    pub progress: &'a Arc<Progress>,
     /// Names a new file of a group: a path that was never used before.
     pub path: &'a mut (dyn FnMut(u32) -> String + Send),
 }
@@ -93,6 +97,7 @@ pub async fn rewrite(
         group: output.group,
         moved: output.moved.clone(),
         file_bytes_max: output.file_bytes_max,
+        progress: output.progress.clone(),
         formats: formats.collect(),
         open: BTreeMap::new(),
         written: Vec::new(),
@@ -166,6 +171,7 @@ struct Rewrite {
     group: u32,
     moved: Vec<(FamilyId, u32)>,
     file_bytes_max: u64,
+    progress: Arc<Progress>,
     formats: BTreeMap<u32, Format>,
     open: BTreeMap<u32, Open>,
     written: Vec<Written>,
@@ -179,6 +185,13 @@ enum Piece {
 
 impl Rewrite {
     fn piece(&mut self) -> Result<Piece, EngineError> {
+        let mut entries = 0;
+        let piece = self.merge_piece(&mut entries);
+        self.progress.merged(entries);
+        piece
+    }
+
+    fn merge_piece(&mut self, entries: &mut u64) -> Result<Piece, EngineError> {
         let mut bytes = 0;
         loop {
             match self.merge.state() {
@@ -199,6 +212,7 @@ impl Rewrite {
             }
             let (key, value) = (self.merge.key(), self.merge.value());
             bytes += key.len() + value.len();
+            *entries += 1;
             let seen = self.visibility.see(key, value).map_err(|error| self.merge.damaged(&error))?;
             if self.keeps(seen) {
                 self.add()?;
@@ -298,6 +312,7 @@ impl Files<'_, '_> {
         }
         let file = self.open.get_mut(&group).expect("just put there");
         if !written.bytes.is_empty() {
+            self.output.progress.wrote(written.bytes.len() as u64);
             file.upload.add(written.bytes).await?;
         }
         let Some((built, next_row)) = written.end else { return Ok(()) };

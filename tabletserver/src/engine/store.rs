@@ -30,13 +30,14 @@ use uruk_proto::{FamilyId, RowRange, SeqNo, TabletId};
 
 use super::columns::Columns;
 use super::compaction::policy::{self, FileFacts, KnownFacts, Pick, Reason};
-use super::compaction::{self, Compaction, CompactionResult};
+use super::compaction::{self, Compaction, CompactionResult, Kind, space};
 use super::config::{EngineConfig, GroupOptions};
 use super::context::EngineContext;
 use super::error::EngineError;
 use super::filter::{Filter, Qualifiers};
 use super::flush::{self, FlushResult};
 use super::memtable::{Memtable, MemtableKey};
+use super::progress::Progress;
 use super::sstable::FileHandle;
 use super::view::ReadView;
 
@@ -56,6 +57,11 @@ impl FreezeToken {
     /// Bytes of the frozen memtables.
     pub fn bytes(&self) -> u64 {
         self.memtables.iter().map(|(_, memtable)| memtable.bytes()).sum()
+    }
+
+    /// Entries of the frozen memtables.
+    pub fn entries(&self) -> u64 {
+        self.memtables.iter().map(|(_, memtable)| memtable.len() as u64).sum()
     }
 }
 
@@ -305,10 +311,11 @@ impl TabletStore {
     pub async fn flush(
         &self,
         token: &FreezeToken,
+        progress: &Arc<Progress>,
         path: &mut (dyn FnMut(u32) -> String + Send),
     ) -> Result<FlushResult, EngineError> {
         let schema = self.schema();
-        flush::flush(&self.context, &schema, &self.range, &token.memtables, token.upto, path).await
+        flush::flush(&self.context, &schema, &self.range, &token.memtables, token.upto, progress, path).await
     }
 
     /// Takes over the committed row: its files, in place of the old ones and of the frozen memtables up
@@ -377,6 +384,7 @@ impl TabletStore {
     pub async fn compact(
         &self,
         compaction: &Compaction,
+        progress: &Arc<Progress>,
         path: &mut (dyn FnMut(u32) -> String + Send),
     ) -> Result<CompactionResult, EngineError> {
         let version = self.version.read().clone();
@@ -393,7 +401,7 @@ impl TabletStore {
         let elsewhere: Vec<_> = version.groups.iter().filter(|(number, _)| **number != group).collect();
         let elsewhere = elsewhere.iter().flat_map(|(_, group)| &group.files).cloned().collect();
         let files = compaction::Files { inputs, group: files.clone(), elsewhere };
-        compaction::run(&self.context, &version.schema, group, files, &self.range, path).await
+        compaction::run(&self.context, &version.schema, group, files, &self.range, progress, path).await
     }
 
     /// Bytes of the memtables, frozen ones included.
@@ -404,6 +412,15 @@ impl TabletStore {
     /// Bytes of the memtables that a freeze would freeze.
     pub fn active_bytes(&self) -> u64 {
         self.version.read().groups.values().map(|group| group.active.bytes()).sum()
+    }
+
+    /// Stored bytes of the files, and how many of them compactions of all files would leave at least.
+    pub fn space(&self) -> (u64, u64) {
+        let version = self.version.read().clone();
+        version.groups.values().fold((0, 0), |(bytes, kept), group| {
+            let runs: Vec<FileFacts> = units(&group.files).into_iter().map(facts).collect();
+            (bytes + runs.iter().map(|run| run.bytes).sum::<u64>(), kept + space::kept_bytes(&runs))
+        })
     }
 
     /// The files, newest first in each group.
@@ -492,7 +509,8 @@ fn frozen_sets(version: &Version) -> Vec<FreezeToken> {
 
 fn compaction_of(locality_group: u32, units: &[&[Arc<FileHandle>]], pick: Pick) -> Compaction {
     let inputs = units[pick.start..pick.end].concat().iter().map(|file| file.reference.clone()).collect();
-    Compaction { locality_group, inputs, reason: pick.reason }
+    let kind = if pick.start == 0 && pick.end == units.len() { Kind::Major } else { Kind::Merging };
+    Compaction { locality_group, inputs, kind, reason: pick.reason }
 }
 
 fn facts(unit: &[Arc<FileHandle>]) -> FileFacts {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
+use uruk_base::Metrics;
 use uruk_base::commit_log::Lsn;
+use uruk_base::metrics::Counter;
 use uruk_proto::RpcError;
 
 use super::commit_log::CommitLog;
@@ -25,6 +27,11 @@ pub struct Budget {
     log: Arc<CommitLog>,
     /// Measured now and then, and counted up in between.
     memtable: AtomicU64,
+    /// The most that it ever was.
+    memtable_peak: AtomicU64,
+    /// Writes that were refused.
+    refused_for_memtables: Counter,
+    refused_for_log: Counter,
     /// The same of calls and their results.
     remembered: AtomicU64,
     /// The own log is not needed before this position.
@@ -35,8 +42,18 @@ pub struct Budget {
 
 impl Budget {
     /// Nothing is used.
-    pub fn new(config: &TabletServerConfig, log: Arc<CommitLog>) -> Budget {
+    pub fn new(config: &TabletServerConfig, log: Arc<CommitLog>, metrics: &Metrics) -> Budget {
+        let counter = |name: &str, help: &str| metrics.register(name, help, Counter::default());
         Budget {
+            memtable_peak: AtomicU64::new(0),
+            refused_for_memtables: counter(
+                "uruk_tabletserver_writes_refused_for_memtables",
+                "Writes refused because the memtables were full.",
+            ),
+            refused_for_log: counter(
+                "uruk_tabletserver_writes_refused_for_log",
+                "Writes refused because too much of the commit log was unflushed.",
+            ),
             memtable_soft: config.memtable_bytes_soft,
             memtable_hard: config.memtable_bytes_hard,
             remembered_max: config.remembered_server_bytes_max as u64,
@@ -53,10 +70,12 @@ impl Budget {
     /// Refuses a write when a hard limit is reached.
     pub fn check(&self) -> Result<(), RpcError> {
         if self.memtable_bytes() >= self.memtable_hard {
+            self.refused_for_memtables.inc();
             self.wake_flusher.notify_one();
             return Err(RpcError::overloaded("the memtables are full; flushing", self.retry_ms));
         }
         if self.unflushed_log_bytes() >= self.log_max {
+            self.refused_for_log.inc();
             self.wake_flusher.notify_one();
             return Err(RpcError::overloaded("too much of the commit log is unflushed; flushing", self.retry_ms));
         }
@@ -65,7 +84,8 @@ impl Budget {
 
     /// Counts mutations that were just applied.
     pub fn applied(&self, bytes: u64) {
-        self.memtable.fetch_add(bytes, Ordering::Relaxed);
+        let memtable_bytes = self.memtable.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.memtable_peak.fetch_max(memtable_bytes, Ordering::Relaxed);
         if self.is_over_soft() {
             self.wake_flusher.notify_one();
         }
@@ -89,6 +109,7 @@ impl Budget {
     /// Corrects the counts by a measurement.
     pub fn measured(&self, memtable_bytes: u64, remembered_bytes: u64, trim_point: Lsn) {
         self.memtable.store(memtable_bytes, Ordering::Relaxed);
+        self.memtable_peak.fetch_max(memtable_bytes, Ordering::Relaxed);
         self.remembered.store(remembered_bytes, Ordering::Relaxed);
         self.trim_point.fetch_max(trim_point.0, Ordering::Relaxed);
     }
@@ -96,6 +117,28 @@ impl Budget {
     /// Bytes of all memtables.
     pub fn memtable_bytes(&self) -> u64 {
         self.memtable.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that memtables ever had.
+    pub fn memtable_bytes_peak(&self) -> u64 {
+        self.memtable_peak.load(Ordering::Relaxed)
+    }
+
+    /// Writes refused because memtables, or the unflushed log, were full.
+    pub fn refused(&self) -> (u64, u64) {
+        (self.refused_for_memtables.get(), self.refused_for_log.get())
+    }
+
+    /// By how many bytes memtables are over their soft limit when `flushing` are as good as gone; None: they are
+    /// below it.
+    pub fn memtable_excess(&self, flushing: u64) -> Option<u64> {
+        self.memtable_bytes().saturating_sub(flushing).checked_sub(self.memtable_soft)
+    }
+
+    /// What begins to be needed before this position must be flushed to bring the log below its soft limit;
+    /// None: it is below.
+    pub fn log_excess(&self) -> Option<Lsn> {
+        self.is_log_over_soft().then(|| Lsn(self.log.appended().0.saturating_sub(self.log_max / 4 * 3)))
     }
 
     /// Where the own log begins to be needed.

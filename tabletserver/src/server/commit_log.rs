@@ -97,6 +97,8 @@ pub struct CommitLog {
     frames: Counter,
     records: Counter,
     bytes: Counter,
+    /// Writes that found the queue full.
+    refused: Counter,
 }
 
 /// What waits for a frame.
@@ -127,6 +129,10 @@ impl CommitLog {
             frames: counter("uruk_tabletserver_log_frames", "Frames appended to the commit log."),
             records: counter("uruk_tabletserver_log_records", "Records appended to the commit log."),
             bytes: counter("uruk_tabletserver_log_bytes", "Bytes appended to the commit log."),
+            refused: counter(
+                "uruk_tabletserver_writes_refused_for_queue",
+                "Writes refused because the log's queue was full.",
+            ),
         })
     }
 
@@ -135,6 +141,7 @@ impl CommitLog {
         let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let permit = QueuePermit { log: self.clone(), bytes };
         if before > 0 && before + bytes > self.limits.queue_bytes_max {
+            self.refused.inc();
             return Err(RpcError::overloaded("too many bytes of writes wait for the commit log", self.limits.retry_ms));
         }
         Ok(permit)
@@ -160,6 +167,16 @@ impl CommitLog {
     /// End of what was handed to the log.
     pub fn appended(&self) -> Lsn {
         Lsn(self.appended.load(Ordering::Acquire))
+    }
+
+    /// Bytes of all frames so far.
+    pub fn appended_bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Writes refused because the queue was full.
+    pub fn refused(&self) -> u64 {
+        self.refused.get()
     }
 
     /// Runs until the log fails. `after_apply` is called with the bytes of mutations just applied.

@@ -1,5 +1,6 @@
 //! The compaction task: one at a time, what the engine's policy asks for.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use uruk_proto::master::CommitFilesRequest;
 
 use super::Server;
 use super::commit_files::CommitOutcome;
+use super::jobs::Job;
 use super::tablet::{Tablet, TabletState};
 use crate::engine::EngineError;
 use crate::engine::compaction::Compaction;
@@ -22,32 +24,38 @@ pub async fn run(server: Arc<Server>) {
     loop {
         server.wake_compactor.notified().await;
         while let Some((tablet, compaction)) = pick(&server) {
-            server.metrics.compactions_running.set(1);
             if let Err(error) = server.compact_tablet(&tablet, &compaction).await {
                 tracing::warn!(tablet = %tablet.id, %error, "compaction failed");
                 server.env.clock.sleep(RETRY_DELAY).await;
             }
-            server.metrics.compactions_running.set(0);
         }
     }
 }
 
 /// The tablet with the most files among those where a compaction is due.
 fn pick(server: &Server) -> Option<(Arc<Tablet>, Compaction)> {
+    due(server).into_iter().next()
+}
+
+/// The compactions that are due, the first one of each tablet, in the order in which they would run.
+pub fn due(server: &Server) -> Vec<(Arc<Tablet>, Compaction)> {
     let due = server.tablets.loaded().into_iter().filter_map(|tablet| {
         let is_able = tablet.state() == TabletState::Open && !tablet.is_corrupt.load(Ordering::Relaxed);
         let compaction = is_able.then(|| tablet.store.pick_compaction()).flatten()?;
         Some((tablet, compaction))
     });
-    due.max_by_key(|(tablet, compaction)| {
+    let mut due: Vec<_> = due.collect();
+    due.sort_by_cached_key(|(tablet, compaction)| {
         let files: usize = tablet.store.files().iter().map(|group| group.files.len()).sum();
-        (files, compaction.inputs.len(), std::cmp::Reverse(tablet.id))
-    })
+        (Reverse((files, compaction.inputs.len())), tablet.id)
+    });
+    due
 }
 
 impl Server {
     async fn compact_tablet(self: &Arc<Self>, tablet: &Arc<Tablet>, compaction: &Compaction) -> Result<(), RpcError> {
         let started = self.env.clock.now();
+        let running = self.jobs.start(&self.env, Job::compaction(tablet.id, compaction));
         let mut paths = Vec::new();
         let mut path = |_| {
             paths.push(self.file_name(tablet, "sst"));
@@ -57,7 +65,7 @@ impl Server {
             biased;
             // It is about to be given away; what comes after it begins anew.
             () = tablet.reached(|state| state != TabletState::Open) => None,
-            result = tablet.store.compact(compaction, &mut path) => Some(result),
+            result = tablet.store.compact(compaction, &running.progress, &mut path) => Some(result),
         };
         let result = match compacted {
             Some(Ok(result)) => result,

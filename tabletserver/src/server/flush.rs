@@ -17,9 +17,9 @@ use uruk_proto::{ErrorCode, RpcError, TabletId};
 
 use super::Server;
 use super::commit_files::CommitOutcome;
-use super::idle::IdleWatch;
+use super::jobs::Job;
 use super::tablet::{FlushWork, Tablet, TabletState};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Progress};
 
 /// The log is trimmed when this many bytes more can go.
 const TRIM_STEP_BYTES: u64 = 8 << 20;
@@ -41,35 +41,89 @@ pub struct Candidate {
     pub since: Option<Lsn>,
     /// Dead servers' logs are needed for it.
     pub has_foreign_logs: bool,
-    /// Nobody writes it any more, or it waits for long: [`IdleWatch`].
+    /// Nobody writes it any more, or it waits for long: [`IdleWatch`](super::idle::IdleWatch).
     pub is_idle: bool,
 }
 
 /// Which limits are passed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pressure {
-    /// The memtables are over their soft limit.
-    pub memtable: bool,
-    /// So is the unflushed part of the log.
-    pub log: bool,
+    /// The memtables are over their soft limit, by this many bytes.
+    pub memtable: Option<u64>,
+    /// So is the unflushed part of the log: what needs it from before this position has to go.
+    pub log: Option<Lsn>,
     /// Tablets are being opened, or were a moment ago: what can wait must not compete with it.
     pub recovering: bool,
 }
 
-/// The tablet to flush next: what holds back the oldest position of the own log, then the largest;
-/// without pressure what frees dead servers' logs, then what is idle.
-pub fn choose(candidates: &[Candidate], pressure: Pressure) -> Option<TabletId> {
-    let foreign = || candidates.iter().find(|candidate| candidate.has_foreign_logs);
-    let oldest = || candidates.iter().filter(|c| c.since.is_some()).min_by_key(|c| c.since);
-    let largest = || candidates.iter().filter(|c| c.memtable_bytes > 0).max_by_key(|c| c.memtable_bytes);
-    let idle = || candidates.iter().find(|candidate| candidate.is_idle);
-    let chosen = match pressure {
-        Pressure { log: true, .. } => oldest(),
-        Pressure { memtable: true, .. } => largest(),
-        Pressure { memtable: false, log: false, recovering: true } => None,
-        Pressure { memtable: false, log: false, recovering: false } => foreign().or_else(idle),
+/// Why a tablet is flushed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlushReason {
+    /// It holds back the own log.
+    Log,
+    /// It is large.
+    Memtable,
+    /// It holds back dead servers' logs.
+    Recovery,
+    /// Nobody writes it any more, or its writes wait for long.
+    Idle,
+    /// It is about to be given away, or replaced.
+    Handover,
+}
+
+impl FlushReason {
+    /// In a word, for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            FlushReason::Log => "log",
+            FlushReason::Memtable => "memtable",
+            FlushReason::Recovery => "recovery",
+            FlushReason::Idle => "idle",
+            FlushReason::Handover => "handover",
+        }
+    }
+}
+
+/// The tablets to flush, the next one first: those that hold back the oldest positions of the own log, else the
+/// largest; without pressure those that free dead servers' logs, then those that are idle. As many as it takes until
+/// the limits are kept.
+pub fn order(candidates: &[Candidate], pressure: Pressure) -> Vec<(Candidate, FlushReason)> {
+    let mut chosen: Vec<Candidate> = candidates.to_vec();
+    let reason = match pressure {
+        Pressure { log: Some(upto), .. } => {
+            chosen.retain(|candidate| candidate.since.is_some());
+            chosen.sort_by_key(|candidate| candidate.since);
+            let needed = chosen.iter().take_while(|candidate| candidate.since <= Some(upto)).count();
+            // The oldest in any case: what holds back the log more than it may be on its way to a memtable.
+            chosen.truncate(needed.max(1));
+            FlushReason::Log
+        }
+        Pressure { memtable: Some(excess), .. } => {
+            chosen.retain(|candidate| candidate.memtable_bytes > 0);
+            chosen.sort_by_key(|candidate| std::cmp::Reverse(candidate.memtable_bytes));
+            let mut freed = 0;
+            let is_over = |candidate: &&Candidate| {
+                let was_over = freed <= excess;
+                freed += candidate.memtable_bytes;
+                was_over
+            };
+            let needed = chosen.iter().take_while(is_over).count();
+            chosen.truncate(needed);
+            FlushReason::Memtable
+        }
+        Pressure { memtable: None, log: None, recovering: true } => return Vec::new(),
+        Pressure { memtable: None, log: None, recovering: false } => {
+            let (foreign, others): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| c.has_foreign_logs);
+            let idle = others.into_iter().filter(|candidate| candidate.is_idle);
+            let with = |reason| move |candidate| (candidate, reason);
+            return foreign
+                .into_iter()
+                .map(with(FlushReason::Recovery))
+                .chain(idle.map(with(FlushReason::Idle)))
+                .collect();
+        }
     };
-    chosen.map(|candidate| candidate.id)
+    chosen.into_iter().map(|candidate| (candidate, reason)).collect()
 }
 
 /// How a flush ended.
@@ -87,15 +141,14 @@ pub enum FlushEnd {
 pub async fn run(server: Arc<Server>) {
     let mut running = FuturesUnordered::new();
     let mut busy: BTreeSet<TabletId> = BTreeSet::new();
-    let mut watch = IdleWatch::default();
     let (idle, age) = server.config.memtable_ages();
     let look_every = (idle.min(age) / 4).min(LOOK_EVERY_MAX);
     loop {
         while running.len() < server.config.flushes_max
-            && let Some(tablet) = next_tablet(&server, &busy, &mut watch)
+            && let Some((tablet, reason)) = next_tablet(&server, &busy)
         {
             busy.insert(tablet.id);
-            running.push(flush_and_rest(&server, tablet));
+            running.push(flush_and_rest(&server, tablet, reason));
         }
         tokio::select! {
             biased;
@@ -107,8 +160,8 @@ pub async fn run(server: Arc<Server>) {
     }
 }
 
-async fn flush_and_rest(server: &Arc<Server>, tablet: Arc<Tablet>) -> TabletId {
-    match server.flush_tablet(&tablet).await {
+async fn flush_and_rest(server: &Arc<Server>, tablet: Arc<Tablet>, reason: FlushReason) -> TabletId {
+    match server.flush_tablet(&tablet, reason).await {
         Ok(FlushEnd::Clean | FlushEnd::Flushed | FlushEnd::Lost) => {}
         Err(error) => {
             tracing::warn!(tablet = %tablet.id, %error, "flush failed; trying again");
@@ -122,14 +175,29 @@ fn has_foreign_logs(server: &Server) -> bool {
     server.tablets.loaded().iter().any(|tablet| tablet.has_foreign_logs())
 }
 
-fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>, watch: &mut IdleWatch) -> Option<Arc<Tablet>> {
+fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<(Arc<Tablet>, FlushReason)> {
     server.measure();
     let tablets = server.tablets.loaded();
+    let (next, reason) = order_now(server, &tablets, |tablet| busy.contains(&tablet)).into_iter().next()?;
+    Some((tablets.into_iter().find(|tablet| tablet.id == next.id)?, reason))
+}
+
+/// The tablets that would be flushed if nothing were written any more, those under way apart; the server has
+/// just been measured.
+pub fn queue(server: &Server) -> Vec<(Candidate, FlushReason)> {
+    order_now(server, &server.tablets.loaded(), |tablet| server.jobs.flushes(tablet))
+}
+
+fn order_now(
+    server: &Server,
+    tablets: &[Arc<Tablet>],
+    is_busy: impl Fn(TabletId) -> bool,
+) -> Vec<(Candidate, FlushReason)> {
     let memtables = tablets.iter().map(|tablet| (tablet.id, tablet.store.memtable_bytes()));
-    let idle = watch.look(server.env.clock.now(), memtables, server.config.memtable_ages());
+    let idle = server.idle.lock().look(server.env.clock.now(), memtables, server.config.memtable_ages());
     let candidates: Vec<Candidate> = tablets
         .iter()
-        .filter(|tablet| !busy.contains(&tablet.id) && tablet.state() == TabletState::Open)
+        .filter(|tablet| !is_busy(tablet.id) && tablet.state() == TabletState::Open)
         .map(|tablet| Candidate {
             id: tablet.id,
             memtable_bytes: tablet.store.memtable_bytes(),
@@ -139,27 +207,27 @@ fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>, watch: &mut IdleWatch
         })
         .collect();
     // What is being flushed already will free memory: count it as gone.
-    let flushing: u64 = tablets.iter().filter(|t| busy.contains(&t.id)).map(|t| t.store.memtable_bytes()).sum();
+    let flushing: u64 = tablets.iter().filter(|t| is_busy(t.id)).map(|t| t.store.memtable_bytes()).sum();
     let pressure = Pressure {
-        memtable: server.budget.memtable_bytes().saturating_sub(flushing) >= server.config.memtable_bytes_soft,
-        log: server.budget.is_log_over_soft(),
+        memtable: server.budget.memtable_excess(flushing),
+        log: server.budget.log_excess(),
         recovering: server.quiet_for() < RECOVERY_QUIET || server.tablets.is_opening(),
     };
-    let id = choose(&candidates, pressure)?;
-    tablets.into_iter().find(|tablet| tablet.id == id)
+    order(&candidates, pressure)
 }
 
 impl Server {
     /// Flushes all that is published in a tablet, and lets go of the log that it held.
-    pub async fn flush_tablet(&self, tablet: &Arc<Tablet>) -> Result<FlushEnd, RpcError> {
+    pub async fn flush_tablet(&self, tablet: &Arc<Tablet>, reason: FlushReason) -> Result<FlushEnd, RpcError> {
         let alone = tablet.maintenance.lock().await;
-        self.flush_alone(tablet, &alone).await
+        self.flush_alone(tablet, reason, &alone).await
     }
 
     /// The same for who holds the tablet's `maintenance`.
     pub async fn flush_alone(
         &self,
         tablet: &Arc<Tablet>,
+        reason: FlushReason,
         _alone: &tokio::sync::MutexGuard<'_, ()>,
     ) -> Result<FlushEnd, RpcError> {
         if tablet.state() == TabletState::Dropped {
@@ -167,10 +235,11 @@ impl Server {
         }
         let Some(work) = tablet.start_flush() else { return Ok(FlushEnd::Clean) };
         let started = self.env.clock.now();
+        let running = self.jobs.start(&self.env, Job::flush(tablet.id, work.token.as_ref(), reason));
         if is_planted(Planted::ReleasedAtFlushStart) {
             self.commit_files(tablet, self.flush_request(tablet, &work), &[]).await;
         }
-        let (request, files) = match self.write_flush(tablet, &work).await {
+        let (request, files) = match self.write_flush(tablet, &work, &running.progress).await {
             Ok(written) => written,
             Err((error, files)) => {
                 // Never offered to the master: whatever was written is ours to delete.
@@ -204,6 +273,7 @@ impl Server {
         &self,
         tablet: &Tablet,
         work: &FlushWork,
+        progress: &Arc<Progress>,
     ) -> Result<(CommitFilesRequest, Vec<String>), (RpcError, Vec<String>)> {
         let paths = parking_lot::Mutex::new(Vec::new());
         let new_path = |extension: &str| {
@@ -225,8 +295,8 @@ impl Server {
         let tables = async {
             let Some(token) = &work.token else { return Ok(Vec::new()) };
             let mut path = |_group: u32| new_path("sst");
-            let result =
-                tablet.store.flush(token, &mut path).await.map_err(|error: EngineError| RpcError::from(error))?;
+            let result = tablet.store.flush(token, progress, &mut path).await;
+            let result = result.map_err(|error: EngineError| RpcError::from(error))?;
             Ok(result.groups)
         };
         // Both run to their end, so that no write lands after its file was renounced.
@@ -302,7 +372,11 @@ impl Server {
 mod tests {
     use super::*;
 
-    const CALM: Pressure = Pressure { memtable: false, log: false, recovering: false };
+    const CALM: Pressure = Pressure { memtable: None, log: None, recovering: false };
+
+    fn ids(candidates: &[Candidate], pressure: Pressure) -> Vec<(u64, FlushReason)> {
+        order(candidates, pressure).into_iter().map(|(candidate, reason)| (candidate.id.0, reason)).collect()
+    }
 
     fn candidate(id: u64, memtable_bytes: u64, since: Option<u64>) -> Candidate {
         Candidate { id: TabletId(id), memtable_bytes, since: since.map(Lsn), has_foreign_logs: false, is_idle: false }
@@ -311,22 +385,40 @@ mod tests {
     #[test]
     fn flushes_the_oldest_for_the_log_and_the_largest_for_memory() {
         let tablets = [candidate(1, 10, Some(500)), candidate(2, 90, Some(700)), candidate(3, 0, None)];
-        assert_eq!(choose(&tablets, CALM), None);
-        assert_eq!(choose(&tablets, Pressure { log: true, memtable: true, ..CALM }), Some(TabletId(1)));
-        assert_eq!(choose(&tablets, Pressure { memtable: true, ..CALM }), Some(TabletId(2)));
-        assert_eq!(choose(&tablets[2..], Pressure { log: true, memtable: true, ..CALM }), None);
+        let (log, memtable) = (Some(Lsn(600)), Some(0));
+        assert_eq!(ids(&tablets, CALM), []);
+        assert_eq!(ids(&tablets, Pressure { log, memtable, ..CALM }), [(1, FlushReason::Log)]);
+        assert_eq!(ids(&tablets, Pressure { memtable, ..CALM }), [(2, FlushReason::Memtable)]);
+        assert_eq!(ids(&tablets[2..], Pressure { log, memtable, ..CALM }), []);
+    }
+
+    #[test]
+    fn the_queue_ends_where_the_limits_are_kept() {
+        let tablets = [candidate(1, 10, Some(500)), candidate(2, 90, Some(700)), candidate(3, 50, Some(600))];
+        let memtable = |excess| ids(&tablets, Pressure { memtable: Some(excess), ..CALM });
+        let all = [2, 3, 1].map(|id| (id, FlushReason::Memtable));
+        for (excess, needed) in [(0, 1), (89, 1), (90, 2), (139, 2), (140, 3), (1000, 3)] {
+            assert_eq!(memtable(excess), all[..needed], "{excess} too many");
+        }
+        let log = |upto| ids(&tablets, Pressure { log: Some(Lsn(upto)), ..CALM });
+        let all = [1, 3, 2].map(|id| (id, FlushReason::Log));
+        for (upto, needed) in [(0, 1), (500, 1), (599, 1), (600, 2), (700, 3)] {
+            assert_eq!(log(upto), all[..needed], "before {upto}");
+        }
     }
 
     #[test]
     fn frees_dead_servers_logs_when_there_is_time() {
         let recovered = Candidate { has_foreign_logs: true, ..candidate(4, 0, None) };
         let tablets = [candidate(1, 10, Some(1)), recovered];
-        assert_eq!(choose(&tablets, CALM), Some(TabletId(4)));
-        assert_eq!(choose(&tablets, Pressure { recovering: true, ..CALM }), None);
+        assert_eq!(ids(&tablets, CALM), [(4, FlushReason::Recovery)]);
+        assert_eq!(ids(&tablets, Pressure { recovering: true, ..CALM }), []);
         let idle = Candidate { is_idle: true, ..candidate(5, 10, Some(3)) };
-        assert_eq!(choose(&[idle, recovered], CALM), Some(TabletId(4)));
-        assert_eq!(choose(&[candidate(1, 10, Some(1)), idle], CALM), Some(TabletId(5)));
-        assert_eq!(choose(&[idle], Pressure { recovering: true, ..CALM }), None);
-        assert_eq!(choose(&tablets, Pressure { memtable: true, recovering: true, ..CALM }), Some(TabletId(1)));
+        let both = [(4, FlushReason::Recovery), (5, FlushReason::Idle)];
+        assert_eq!(ids(&[idle, recovered], CALM), both);
+        assert_eq!(ids(&[candidate(1, 10, Some(1)), idle], CALM), both[1..]);
+        assert_eq!(ids(&[idle], Pressure { recovering: true, ..CALM }), []);
+        let pressed = Pressure { memtable: Some(0), recovering: true, ..CALM };
+        assert_eq!(ids(&tablets, pressed), [(1, FlushReason::Memtable)]);
     }
 }

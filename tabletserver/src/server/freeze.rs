@@ -21,7 +21,7 @@ use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::RpcError;
 
 use super::Server;
-use super::flush::FlushEnd;
+use super::flush::{FlushEnd, FlushReason};
 use super::tablet::{Tablet, TabletState};
 
 /// Memtables above this are flushed before the freeze, so that the freeze is short.
@@ -50,7 +50,7 @@ pub async fn pre_flush(server: &Server, tablet: &Arc<Tablet>) -> Result<(), RpcE
         if tablet.store.memtable_bytes() <= PRE_FLUSH_BYTES && !tablet.has_foreign_logs() {
             break;
         }
-        match server.flush_tablet(tablet).await? {
+        match server.flush_tablet(tablet, FlushReason::Handover).await? {
             FlushEnd::Flushed => {}
             FlushEnd::Clean | FlushEnd::Lost => break,
         }
@@ -70,7 +70,7 @@ pub async fn drain_and_flush(server: &Server, tablet: &Arc<Tablet>, alone: &Mute
             TabletState::Dropped => return Quiet::Lost,
             TabletState::Loaded | TabletState::Open | TabletState::Replacing => return Quiet::Thawed,
         }
-        match server.flush_alone(tablet, alone).await {
+        match server.flush_alone(tablet, FlushReason::Handover, alone).await {
             Ok(FlushEnd::Clean) if tablet.state() == TabletState::Frozen => return Quiet::Flushed,
             // Thawed meanwhile, or there is more.
             Ok(FlushEnd::Clean | FlushEnd::Flushed) => {}

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use uruk_base::Metrics;
 use uruk_base::metrics::{Counter, Gauge};
-use uruk_proto::master::{ServerLoad, TabletLoad};
+use uruk_proto::master::{MemoryBudget, ServerLoad, TabletLoad};
 
 use super::Server;
+use super::jobs;
 use super::machine::{Limits, Usage};
 use super::tablet::Tablet;
 
@@ -22,11 +23,12 @@ pub struct ServerMetrics {
     pub flushes: Counter,
     /// Compactions committed.
     pub compactions: Counter,
-    /// Compactions that run now.
-    pub compactions_running: Gauge,
     /// Tablets with a damaged file.
     pub corrupt_tablets: Counter,
     memtable_bytes: Gauge,
+    compactions_queued: Gauge,
+    write_amplification: Gauge<f64, AtomicU64>,
+    space_amplification: Gauge<f64, AtomicU64>,
     unflushed_log_bytes: Gauge,
     tablets: Gauge,
 }
@@ -39,8 +41,18 @@ impl ServerMetrics {
         ServerMetrics {
             flushes: counter("uruk_tabletserver_flushes", "Flushes committed."),
             compactions: counter("uruk_tabletserver_compactions", "Compactions committed."),
-            compactions_running: gauge("uruk_tabletserver_compactions_running", "Compactions that run now."),
             corrupt_tablets: counter("uruk_tabletserver_corrupt_tablets", "Tablets found with a damaged file."),
+            compactions_queued: gauge("uruk_tabletserver_compactions_queued", "Compactions that are due."),
+            write_amplification: metrics.register(
+                "uruk_tabletserver_write_amplification_ratio",
+                "Bytes logged, flushed and written by compactions for each byte logged, since the start.",
+                Gauge::default(),
+            ),
+            space_amplification: metrics.register(
+                "uruk_tabletserver_space_amplification_ratio",
+                "Bytes of files for each byte that compactions of all files would leave at least.",
+                Gauge::default(),
+            ),
             memtable_bytes: gauge("uruk_tabletserver_memtable_bytes", "Bytes of all memtables."),
             unflushed_log_bytes: gauge("uruk_tabletserver_unflushed_log_bytes", "Own log that is not flushed."),
             tablets: gauge("uruk_tabletserver_tablets", "Tablets in memory."),
@@ -80,6 +92,11 @@ pub fn report(server: &Server) -> ServerLoad {
     server.metrics.memtable_bytes.set(budget.memtable_bytes() as i64);
     server.metrics.unflushed_log_bytes.set(budget.unflushed_log_bytes() as i64);
     server.metrics.tablets.set(tablets.len() as i64);
+    let (maintenance, compactions_running, compactions_queued) = jobs::report(server);
+    server.metrics.compactions_queued.set(compactions_queued.into());
+    let amplification = maintenance.totals.unwrap_or_default();
+    server.metrics.write_amplification.set(amplification.write_amplification().unwrap_or(1.0));
+    server.metrics.space_amplification.set(amplification.space_amplification().unwrap_or(1.0));
     let usage = if server.config.process_metrics { Usage::now() } else { Usage::default() };
     let totals = &server.totals;
     if server.config.process_metrics {
@@ -95,8 +112,8 @@ pub fn report(server: &Server) -> ServerLoad {
         cache_bytes: cache.bytes(),
         cache_hits: cache.hits(),
         cache_misses: cache.misses(),
-        compactions_running: server.metrics.compactions_running.get().max(0) as u32,
-        compactions_queued: 0,
+        compactions_running,
+        compactions_queued,
         reads: sum(|tablet| tablet.reads),
         writes: sum(|tablet| tablet.writes),
         cpu_micros: usage.cpu_micros,
@@ -108,6 +125,29 @@ pub fn report(server: &Server) -> ServerLoad {
         network_bytes_sent: add(&totals.bytes_sent, sum(|tablet| tablet.bytes_read)),
         network_bytes_received: add(&totals.bytes_received, sum(|tablet| tablet.bytes_written)),
         tablets,
+        maintenance: Some(maintenance),
+        budget: Some(of_budget(server)),
+    }
+}
+
+fn of_budget(server: &Server) -> MemoryBudget {
+    let (budget, config, engine) = (&server.budget, &server.config, &server.engine);
+    let (refused_for_memtables, refused_for_log) = budget.refused();
+    MemoryBudget {
+        memtable_bytes_soft: config.memtable_bytes_soft,
+        memtable_bytes_hard: config.memtable_bytes_hard,
+        memtable_bytes_peak: budget.memtable_bytes_peak(),
+        unflushed_log_bytes_max: config.unflushed_log_bytes_max,
+        cache_bytes_max: config.engine.block_cache_bytes,
+        index_bytes: engine.index_pinned_bytes(),
+        index_bytes_max: config.engine.index_pinned_bytes_max,
+        in_memory_bytes: engine.in_memory_bytes(),
+        in_memory_bytes_max: config.engine.in_memory_bytes_max,
+        remembered_bytes: budget.remembered_bytes(),
+        remembered_bytes_max: config.remembered_server_bytes_max as u64,
+        refused_for_memtables,
+        refused_for_log,
+        refused_for_queue: server.log.refused(),
     }
 }
 

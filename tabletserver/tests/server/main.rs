@@ -2,6 +2,7 @@
 
 mod cluster;
 mod idempotency;
+mod jobs;
 mod large;
 mod lease;
 mod load;

@@ -176,7 +176,7 @@ impl BenchTablet {
 
     async fn flush(&self) -> Result<(), EngineError> {
         while let Some(token) = self.store.frozen().into_iter().next() {
-            let result = self.store.flush(&token, &mut |_| self.path()).await?;
+            let result = self.store.flush(&token, &Arc::default(), &mut |_| self.path()).await?;
             {
                 let mut row = self.row.lock();
                 row.flushed_seq = result.flushed_seq.0;
@@ -204,7 +204,7 @@ impl BenchTablet {
     }
 
     async fn compact(&self, compaction: &crate::engine::compaction::Compaction) -> Result<(), EngineError> {
-        let result = self.store.compact(compaction, &mut |_| self.path()).await?;
+        let result = self.store.compact(compaction, &Arc::default(), &mut |_| self.path()).await?;
         {
             let mut row = self.row.lock();
             for group in &mut row.groups {

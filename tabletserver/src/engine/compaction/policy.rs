@@ -29,6 +29,21 @@ pub enum Reason {
     Requested,
 }
 
+impl Reason {
+    /// In a word, for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Ratio => "ratio",
+            Reason::Stuck => "stuck",
+            Reason::Deletions => "deletions",
+            Reason::Expired => "expired",
+            Reason::Age => "age",
+            Reason::Moved => "moved",
+            Reason::Requested => "requested",
+        }
+    }
+}
+
 /// The files to merge, as indices into the list that was given.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pick {

@@ -47,7 +47,7 @@ async fn fixture(gc: GcRule) -> Fixture {
     }
     store.publish(SeqNo(ROWS as u64));
     let token = store.freeze(store.published()).unwrap();
-    let result = store.flush(&token, &mut |_| "f".to_owned()).await.unwrap();
+    let result = store.flush(&token, &Arc::default(), &mut |_| "f".to_owned()).await.unwrap();
     store.install(&MetaRow { flushed_seq: ROWS as u64, groups: result.groups, ..MetaRow::default() }).unwrap();
     Fixture { context, store }
 }
@@ -102,7 +102,7 @@ async fn newer_cells_count_as_versions_although_their_times_are_not_wanted() {
     fixture.store.apply(SeqNo(9000), &name(3), std::slice::from_ref(&newer));
     fixture.store.publish(SeqNo(9000));
     let token = fixture.store.freeze(SeqNo(9000)).unwrap();
-    let mut groups = fixture.store.flush(&token, &mut |_| "g".to_owned()).await.unwrap().groups;
+    let mut groups = fixture.store.flush(&token, &Arc::default(), &mut |_| "g".to_owned()).await.unwrap().groups;
     groups[0].files.extend(fixture.store.files().remove(0).files);
     fixture.store.install(&MetaRow { flushed_seq: 9000, groups, ..MetaRow::default() }).unwrap();
     let filter = Filter { timestamp_end: Some(10), ..Filter::all() };

@@ -68,6 +68,16 @@ impl FileTable {
         &self.store
     }
 
+    /// Bytes of index partitions that are pinned.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.pins.bytes()
+    }
+
+    /// Bytes of blocks of in-memory locality groups.
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident.bytes()
+    }
+
     /// A tablet's handle on a file. Reads nothing.
     pub fn handle(&self, reference: &FileRef) -> Result<FileHandle, EngineError> {
         let path = Path::parse(&reference.path)
@@ -239,8 +249,12 @@ impl Resident {
         Resident { bytes_max, bytes }
     }
 
+    fn bytes(&self) -> u64 {
+        self.bytes.get().max(0) as u64
+    }
+
     fn has_room(&self) -> bool {
-        (self.bytes.get().max(0) as u64) < self.bytes_max
+        self.bytes() < self.bytes_max
     }
 }
 

@@ -71,7 +71,7 @@ async fn rows(view: &ReadView) -> Result<Vec<Row>, EngineError> {
 /// Flushes the oldest frozen set and commits it.
 async fn flush(store: &TabletStore, row: &mut MetaRow, token: &FreezeToken) {
     let upto = token.upto().0;
-    let result = store.flush(token, &mut |group| format!("f/{upto}-{group}")).await.unwrap();
+    let result = store.flush(token, &Arc::default(), &mut |group| format!("f/{upto}-{group}")).await.unwrap();
     row.flushed_seq = result.flushed_seq.0;
     row.groups = store.files();
     for group in result.groups {
@@ -138,7 +138,7 @@ fn a_view_pins_the_files_that_it_reads() {
         let view = store.snapshot();
         let compaction = store.pick_compaction().unwrap();
         assert_eq!(compaction.inputs.len(), 4);
-        let result = store.compact(&compaction, &mut |_| "merged".to_owned()).await.unwrap();
+        let result = store.compact(&compaction, &Arc::default(), &mut |_| "merged".to_owned()).await.unwrap();
         let group = row.groups.iter_mut().find(|group| group.locality_group == 1).unwrap();
         group.files = result.add[0].files.clone();
         store.install(&row).unwrap();
@@ -288,7 +288,7 @@ fn a_family_that_moves_to_another_group_is_read_where_it_was_until_a_compaction_
         whole().await;
         let compaction = store.pick_compaction().unwrap();
         assert_eq!((compaction.locality_group, compaction.reason), (2, Reason::Moved));
-        let result = store.compact(&compaction, &mut |group| format!("moved-{group}")).await.unwrap();
+        let result = store.compact(&compaction, &Arc::default(), &mut |group| format!("moved-{group}")).await.unwrap();
         commit(&store, &mut row, result);
         whole().await;
         let groups: Vec<u32> = store.files().iter().map(|group| group.locality_group).collect();
@@ -308,7 +308,7 @@ fn what_a_compaction_cuts_apart_is_compacted_together() {
         let mut numbers = 0..;
         let mut path = |_| format!("cut-{}", numbers.next().unwrap());
         let compaction = store.pick_major(1).unwrap();
-        let result = store.compact(&compaction, &mut path).await.unwrap();
+        let result = store.compact(&compaction, &Arc::default(), &mut path).await.unwrap();
         let files = result.add[0].files.clone();
         assert!(files.len() > 2, "{} files", files.len());
         assert!(files.iter().all(|file| file.bytes < 3 * FILE_BYTES), "{files:?}");
@@ -340,7 +340,7 @@ fn a_deleted_row_stays_deleted_in_the_group_that_its_family_has_left() {
         flush(&store, &mut row, &token).await;
         // In its new group nothing is older than the deletion: its copy there goes, the other one must stay.
         let compaction = store.pick_major(1).unwrap();
-        let result = store.compact(&compaction, &mut |group| format!("major-{group}")).await.unwrap();
+        let result = store.compact(&compaction, &Arc::default(), &mut |group| format!("major-{group}")).await.unwrap();
         assert_eq!(result.add, []);
         commit(&store, &mut row, result);
         assert_eq!(rows(&store.snapshot()).await.unwrap(), []);
