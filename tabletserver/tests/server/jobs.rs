@@ -50,10 +50,18 @@ async fn a_running_compaction_is_reported_with_progress_that_grows_until_it_is_o
     let mut config = config(&cluster);
     config.engine.block_bytes = 512;
     config.engine.merge_piece_bytes = 2_048;
-    config.engine.compaction_bytes_per_second_max = 40_000;
+    config.engine.compaction_bytes_per_second_max = 60_000;
     let host = cluster.start_with(config).await;
     cluster.open(&host, TABLET).await;
-    write_until(&host, TABLET, || compaction(&maintenance(&cluster, &host).running).is_some()).await;
+    // Three files of a known size, so that the compaction takes a known time.
+    for round in 0..3 {
+        for i in 0..20 {
+            host.put(TABLET, &format!("row-{i:03}"), &noise(round * 20 + i)).await;
+        }
+        let files = || cluster.master.row(TABLET).groups.iter().map(|group| group.files.len() as u64).sum::<u64>();
+        cluster.until("a flush is committed", || files() > round).await;
+    }
+    cluster.until("it is reported", || compaction(&maintenance(&cluster, &host).running).is_some()).await;
     let first = compaction(&maintenance(&cluster, &host).running).expect("just looked at");
     assert_eq!((first.tablet_id, &*first.reason, first.kind()), (TABLET, "ratio", MaintenanceKind::Major));
     assert!(first.input_files >= 3 && first.input_bytes > 20_000 && first.started_micros > 0, "{first:?}");
