@@ -58,7 +58,7 @@ impl MasterMetrics {
             ),
             space_amplification: metrics.register(
                 "uruk_master_space_amplification_ratio",
-                "Bytes of files for each byte that compactions of all files would leave at least",
+                "Bytes of files for each byte that compactions of all files would leave, estimated",
                 Gauge::default(),
             ),
             recovery_seconds: metrics.register(

@@ -3,10 +3,10 @@
 //! | number | is | so that |
 //! |---|---|---|
 //! | write amplification | (log + flushed + written by compactions) / log | 1 is the least: everything is logged once |
-//! | space amplification | bytes of files / bytes that compactions of all files would leave at least | 1 is the least |
+//! | space amplification | bytes of files / bytes that compactions of all files would leave, estimated | 1 is the least |
 //!
 //! Both are about bytes before replication. The first counts from a server's start, so a server that flushes or
-//! compacts what others have logged shows more than it causes. The second is an upper bound, see the engine's
+//! compacts what others have logged shows more than it causes. The second is an estimate, see the engine's
 //! `compaction::space`.
 
 use crate::master::MaintenanceTotals;

@@ -87,9 +87,9 @@ pub struct MaintenanceView {
     pub write_amplification: Option<f64>,
     /// Bytes of files now.
     pub file_bytes: u64,
-    /// Bytes that compactions of all files would leave at least: of files whose keys overlap the largest.
+    /// Bytes that compactions of all files would leave, estimated: of files whose keys overlap the largest.
     pub kept_bytes: u64,
-    /// `file_bytes` / `kept_bytes`; null without files. An upper bound.
+    /// `file_bytes` / `kept_bytes`; null without files. An estimate.
     pub space_amplification: Option<f64>,
 }
 

@@ -19,7 +19,7 @@ impl Progress {
     }
 
     /// So many bytes more of new files are on their way to the store.
-    pub(super) fn wrote(&self, bytes: u64) {
+    pub(crate) fn wrote(&self, bytes: u64) {
         self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 

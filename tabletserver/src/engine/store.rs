@@ -414,7 +414,7 @@ impl TabletStore {
         self.version.read().groups.values().map(|group| group.active.bytes()).sum()
     }
 
-    /// Stored bytes of the files, and how many of them compactions of all files would leave at least.
+    /// Stored bytes of the files, and how many of them compactions of all files would leave, estimated.
     pub fn space(&self) -> (u64, u64) {
         let version = self.version.read().clone();
         version.groups.values().fold((0, 0), |(bytes, kept), group| {

@@ -290,6 +290,7 @@ impl Server {
                 gate.memory.expire(now);
                 gate.memory.encode(work.upto)
             });
+            progress.wrote(file.len() as u64);
             self.write_file(new_path("mem"), file).await
         };
         let tables = async {

@@ -50,7 +50,7 @@ impl ServerMetrics {
             ),
             space_amplification: metrics.register(
                 "uruk_tabletserver_space_amplification_ratio",
-                "Bytes of files for each byte that compactions of all files would leave at least.",
+                "Bytes of files for each byte that compactions of all files would leave, estimated.",
                 Gauge::default(),
             ),
             memtable_bytes: gauge("uruk_tabletserver_memtable_bytes", "Bytes of all memtables."),

@@ -3,15 +3,15 @@
 //! Runs whose keys overlap are taken as one heap, of which its largest run is what stays: everything smaller is
 //! taken to overwrite or delete something in it. Runs that have no keys in common stay whole. RocksDB's estimates
 //! do the same: a level's files are disjoint and all count, upper levels count as overhead over the last one, and
-//! universal compaction compares all runs with the largest (oldest) one. It is a lower bound of what stays, so the
-//! amplification is an upper bound: new cells beside old ones in the same key range look like overhead until they
-//! are merged. The estimate needs no reading, and 1 is reached after every major compaction.
+//! universal compaction compares all runs with the largest (oldest) one. It errs both ways: new cells beside old
+//! ones in the same key range look like overhead until they are merged, and what is deleted or expired in the
+//! largest run looks kept. The estimate needs no reading, and 1 is reached after every major compaction.
 
 use bytes::Bytes;
 
 use super::policy::FileFacts;
 
-/// Bytes that a compaction of all these runs (sorted runs of one locality group) would leave at least. When
+/// Bytes that a compaction of all these runs (sorted runs of one locality group) would leave, estimated. When
 /// nothing is known of one of them it may overlap with all.
 pub fn kept_bytes(runs: &[FileFacts]) -> u64 {
     let known: Option<Vec<(&Bytes, &Bytes, u64)>> =
