@@ -245,11 +245,11 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         gauges.tablets_open.set(open.into());
         gauges.tables.set(state.tables.all().count() as i64);
     });
-    let total = status::compactions(&shared).total;
+    let total = status::compactions_total(&shared);
     gauges.compactions_running.set(total.compactions_running.into());
     gauges.compactions_queued.set(total.compactions_queued.into());
-    gauges.write_amplification.set(total.write_amplification.unwrap_or(1.0));
-    gauges.space_amplification.set(total.space_amplification.unwrap_or(1.0));
+    gauges.write_amplification.set(total.write_amplification.unwrap_or(f64::NAN));
+    gauges.space_amplification.set(total.space_amplification.unwrap_or(f64::NAN));
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], shared.env.metrics.encode()).into_response()
 }

@@ -232,6 +232,11 @@ pub fn compactions(shared: &Shared) -> CompactionsView {
     shared.consensus.read(|state| compactions::all(state, &shared.volatile.lock()))
 }
 
+/// Their sum.
+pub fn compactions_total(shared: &Shared) -> MaintenanceView {
+    compactions::total(&shared.volatile.lock())
+}
+
 /// What the last check found.
 pub fn check(shared: &Shared) -> CheckView {
     balance::check(&shared.volatile.lock())

@@ -100,7 +100,7 @@ pub struct ServerCompactionsView {
     pub server_id: u64,
     /// Where it serves.
     pub address: String,
-    /// How fast its compactions may write now, in bytes per second; 0: no limit.
+    /// How fast its compactions may write, in bytes per second, as of the last one; 0: no limit.
     pub compaction_bytes_per_s: u64,
     /// What it has done and has to do.
     #[serde(flatten)]
@@ -146,6 +146,8 @@ pub struct BudgetView {
     pub refused_for_log: u64,
     /// Too much waited for the log.
     pub refused_for_queue: u64,
+    /// Too much was remembered of calls.
+    pub refused_for_calls: u64,
     /// Memory of the process.
     pub memory_bytes: u64,
     /// What the process may use; 0: unknown.
@@ -153,9 +155,11 @@ pub struct BudgetView {
 }
 
 impl BudgetView {
-    /// Writes refused for any reason.
+    /// Writes (calls, or pieces of them) refused for any reason.
     pub fn refused(&self) -> u64 {
-        self.refused_for_memtables + self.refused_for_log + self.refused_for_queue
+        let refused =
+            [self.refused_for_memtables, self.refused_for_log, self.refused_for_queue, self.refused_for_calls];
+        refused.into_iter().fold(0, u64::saturating_add)
     }
 
     /// Memtables, of their hard limit.
@@ -196,16 +200,13 @@ pub fn percent(part: u64, whole: u64) -> u64 {
 
 pub fn all(state: &State, volatile: &Volatile) -> CompactionsView {
     let (mut running, mut queued, mut servers) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut counts, mut totals) = (Counts::default(), MaintenanceTotals::default());
     for (id, load) in &volatile.loads {
+        let of_server = Counts::of(load);
         let Some(maintenance) = &load.report.maintenance else { continue };
         let job = |state_word| move |job| view(state, *id, state_word, job);
         running.extend(maintenance.running.iter().take(MAINTENANCE_JOBS_MAX).map(job("running")));
         queued.extend(maintenance.queued.iter().take(MAINTENANCE_JOBS_MAX).map(job("queued")));
         let own = maintenance.totals.unwrap_or_default();
-        totals = totals.plus(&own);
-        let of_server = Counts::of(load);
-        counts = counts.plus(of_server);
         servers.push(ServerCompactionsView {
             server_id: id.0,
             address: state.servers.address(*id).unwrap_or_default().to_owned(),
@@ -216,7 +217,15 @@ pub fn all(state: &State, volatile: &Volatile) -> CompactionsView {
     }
     running.sort_by_key(|job: &JobView| job.started_micros);
     running.append(&mut queued);
-    CompactionsView { jobs: running, total: counts.view(&totals), servers }
+    CompactionsView { jobs: running, total: total(volatile), servers }
+}
+
+/// All servers together, without their jobs.
+pub fn total(volatile: &Volatile) -> MaintenanceView {
+    let reports = || volatile.loads.values();
+    let counts = reports().map(Counts::of).fold(Counts::default(), Counts::plus);
+    let totals = reports().filter_map(|load| load.report.maintenance.as_ref()?.totals);
+    counts.view(&totals.fold(MaintenanceTotals::default(), |sum, own| sum.plus(&own)))
 }
 
 /// What a server may keep in memory; None when it does not tell.
@@ -241,6 +250,7 @@ pub fn budget(load: &Load) -> Option<BudgetView> {
         refused_for_memtables: budget.refused_for_memtables,
         refused_for_log: budget.refused_for_log,
         refused_for_queue: budget.refused_for_queue,
+        refused_for_calls: budget.refused_for_calls,
         memory_bytes: report.memory_bytes,
         memory_limit_bytes: report.memory_limit_bytes,
     })

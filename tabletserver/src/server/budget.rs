@@ -27,11 +27,12 @@ pub struct Budget {
     log: Arc<CommitLog>,
     /// Measured now and then, and counted up in between.
     memtable: AtomicU64,
-    /// The most that it ever was.
+    /// The most that was ever measured: in between it may be counted too high.
     memtable_peak: AtomicU64,
     /// Writes that were refused.
     refused_for_memtables: Counter,
     refused_for_log: Counter,
+    refused_for_calls: Counter,
     /// The same of calls and their results.
     remembered: AtomicU64,
     /// The own log is not needed before this position.
@@ -53,6 +54,10 @@ impl Budget {
             refused_for_log: counter(
                 "uruk_tabletserver_writes_refused_for_log",
                 "Writes refused because too much of the commit log was unflushed.",
+            ),
+            refused_for_calls: counter(
+                "uruk_tabletserver_writes_refused_for_calls",
+                "Writes refused because too much of calls and their results was remembered.",
             ),
             memtable_soft: config.memtable_bytes_soft,
             memtable_hard: config.memtable_bytes_hard,
@@ -84,8 +89,7 @@ impl Budget {
 
     /// Counts mutations that were just applied.
     pub fn applied(&self, bytes: u64) {
-        let memtable_bytes = self.memtable.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.memtable_peak.fetch_max(memtable_bytes, Ordering::Relaxed);
+        self.memtable.fetch_add(bytes, Ordering::Relaxed);
         if self.is_over_soft() {
             self.wake_flusher.notify_one();
         }
@@ -119,14 +123,19 @@ impl Budget {
         self.memtable.load(Ordering::Relaxed)
     }
 
-    /// The most bytes that memtables ever had.
+    /// The most bytes that memtables ever had when they were measured.
     pub fn memtable_bytes_peak(&self) -> u64 {
         self.memtable_peak.load(Ordering::Relaxed)
     }
 
-    /// Writes refused because memtables, or the unflushed log, were full.
-    pub fn refused(&self) -> (u64, u64) {
-        (self.refused_for_memtables.get(), self.refused_for_log.get())
+    /// Writes refused because memtables, the unflushed log, or the memory of calls were full.
+    pub fn refused(&self) -> (u64, u64, u64) {
+        (self.refused_for_memtables.get(), self.refused_for_log.get(), self.refused_for_calls.get())
+    }
+
+    /// Counts a write that was refused because too much is remembered.
+    pub fn refused_call(&self) {
+        self.refused_for_calls.inc();
     }
 
     /// By how many bytes memtables are over their soft limit when `flushing` are as good as gone; None: they are

@@ -46,8 +46,7 @@ pub fn due(server: &Server) -> Vec<(Arc<Tablet>, Compaction)> {
     });
     let mut due: Vec<_> = due.collect();
     due.sort_by_cached_key(|(tablet, compaction)| {
-        let files: usize = tablet.store.files().iter().map(|group| group.files.len()).sum();
-        (Reverse((files, compaction.inputs.len())), tablet.id)
+        (Reverse((tablet.store.file_count(), compaction.inputs.len())), tablet.id)
     });
     due
 }
@@ -71,11 +70,13 @@ impl Server {
             Some(Ok(result)) => result,
             None => {
                 tracing::info!(tablet = %tablet.id, "compaction is cancelled");
+                drop(running);
                 self.renounce(&paths).await;
                 return Ok(());
             }
             Some(Err(error)) => {
                 self.note_engine_error(tablet, &error);
+                drop(running);
                 // Nothing was offered to the master: whatever was written is ours to delete.
                 self.renounce(&paths).await;
                 return Err(RpcError::from(error));
@@ -100,6 +101,7 @@ impl Server {
         match self.commit_files(tablet, request, &files).await {
             CommitOutcome::Committed(row) => {
                 tablet.install(&row, None)?;
+                drop(running);
                 let took = self.env.clock.since(started);
                 tracing::info!(tablet = %tablet.id, inputs = compaction.inputs.len(), ?took, "compacted");
                 self.metrics.compactions.inc();

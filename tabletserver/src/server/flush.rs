@@ -178,26 +178,22 @@ fn has_foreign_logs(server: &Server) -> bool {
 fn next_tablet(server: &Server, busy: &BTreeSet<TabletId>) -> Option<(Arc<Tablet>, FlushReason)> {
     server.measure();
     let tablets = server.tablets.loaded();
-    let (next, reason) = order_now(server, &tablets, |tablet| busy.contains(&tablet)).into_iter().next()?;
+    let (next, reason) = order_now(server, &tablets, busy).into_iter().next()?;
     Some((tablets.into_iter().find(|tablet| tablet.id == next.id)?, reason))
 }
 
-/// The tablets that would be flushed if nothing were written any more, those under way apart; the server has
-/// just been measured.
-pub fn queue(server: &Server) -> Vec<(Candidate, FlushReason)> {
-    order_now(server, &server.tablets.loaded(), |tablet| server.jobs.flushes(tablet))
+/// The tablets that would be flushed if nothing were written any more, those under way (`busy`) apart; the server
+/// has just been measured.
+pub fn queue(server: &Server, busy: &BTreeSet<TabletId>) -> Vec<(Candidate, FlushReason)> {
+    order_now(server, &server.tablets.loaded(), busy)
 }
 
-fn order_now(
-    server: &Server,
-    tablets: &[Arc<Tablet>],
-    is_busy: impl Fn(TabletId) -> bool,
-) -> Vec<(Candidate, FlushReason)> {
+fn order_now(server: &Server, tablets: &[Arc<Tablet>], busy: &BTreeSet<TabletId>) -> Vec<(Candidate, FlushReason)> {
     let memtables = tablets.iter().map(|tablet| (tablet.id, tablet.store.memtable_bytes()));
     let idle = server.idle.lock().look(server.env.clock.now(), memtables, server.config.memtable_ages());
     let candidates: Vec<Candidate> = tablets
         .iter()
-        .filter(|tablet| !is_busy(tablet.id) && tablet.state() == TabletState::Open)
+        .filter(|tablet| !busy.contains(&tablet.id) && tablet.state() == TabletState::Open)
         .map(|tablet| Candidate {
             id: tablet.id,
             memtable_bytes: tablet.store.memtable_bytes(),
@@ -207,7 +203,7 @@ fn order_now(
         })
         .collect();
     // What is being flushed already will free memory: count it as gone.
-    let flushing: u64 = tablets.iter().filter(|t| is_busy(t.id)).map(|t| t.store.memtable_bytes()).sum();
+    let flushing: u64 = tablets.iter().filter(|t| busy.contains(&t.id)).map(|t| t.store.memtable_bytes()).sum();
     let pressure = Pressure {
         memtable: server.budget.memtable_excess(flushing),
         log: server.budget.log_excess(),
@@ -242,6 +238,7 @@ impl Server {
         let (request, files) = match self.write_flush(tablet, &work, &running.progress).await {
             Ok(written) => written,
             Err((error, files)) => {
+                drop(running);
                 // Never offered to the master: whatever was written is ours to delete.
                 self.renounce(&files).await;
                 return Err(error);
@@ -250,6 +247,7 @@ impl Server {
         match self.commit_files(tablet, request, &files).await {
             CommitOutcome::Committed(row) => {
                 tablet.install(&row, Some(&work))?;
+                drop(running);
                 let took = self.env.clock.since(started);
                 tracing::info!(tablet = %tablet.id, upto = %work.upto, ?took, "flushed");
                 self.metrics.flushes.inc();

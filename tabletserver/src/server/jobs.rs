@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use uruk_base::metrics::{Counter, Gauge};
@@ -19,6 +20,10 @@ use super::compact;
 use super::flush::{self, FlushReason};
 use crate::engine::compaction::{Compaction, Kind};
 use crate::engine::{FreezeToken, Progress};
+
+/// What waits is looked up again after this time at the earliest: it takes a look at every tablet, and a server
+/// whose master does not answer tries to report many times a second.
+const WAITING_EVERY: Duration = Duration::from_millis(200);
 
 /// A flush or compaction, not begun.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,12 +125,16 @@ struct Board {
     running: BTreeMap<u64, Entry>,
     /// Of those that have ended.
     totals: MaintenanceTotals,
+    /// What the counters show.
+    counted: MaintenanceTotals,
 }
 
 /// The flushes and compactions of a server.
 #[derive(Debug)]
 pub struct Jobs {
     board: Mutex<Board>,
+    /// What waited at the last look.
+    waiting: Mutex<Option<(Moment, Waiting)>>,
     flushes_running: Gauge,
     compactions_running: Gauge,
     flushed_bytes: Counter,
@@ -140,6 +149,7 @@ impl Jobs {
         let gauge = |name: &str, help: &str| metrics.register(name, help, Gauge::default());
         Jobs {
             board: Mutex::default(),
+            waiting: Mutex::default(),
             flushes_running: gauge("uruk_tabletserver_flushes_running", "Flushes that run now."),
             compactions_running: gauge("uruk_tabletserver_compactions_running", "Compactions that run now."),
             flushed_bytes: counter("uruk_tabletserver_flushed_bytes", "Bytes that flushes have written."),
@@ -173,33 +183,45 @@ impl Jobs {
     fn end(&self, number: u64) {
         let mut board = self.board.lock();
         let Some(entry) = board.running.remove(&number) else { return };
-        let before = board.totals;
         entry.add_to(&mut board.totals);
         self.running_gauge(&entry.job).dec();
-        self.flushed_bytes.inc_by(board.totals.flushed_bytes - before.flushed_bytes);
-        self.compaction_read_bytes.inc_by(board.totals.compaction_read_bytes - before.compaction_read_bytes);
-        self.compaction_written_bytes.inc_by(board.totals.compaction_written_bytes - before.compaction_written_bytes);
+        self.count(&mut board);
     }
 
-    /// Whether a compaction of this tablet runs.
-    pub fn compacts(&self, tablet: TabletId) -> bool {
-        self.board.lock().running.values().any(|entry| entry.job.tablet == tablet && !entry.job.is_flush())
-    }
-
-    /// Whether a flush of this tablet runs.
-    pub fn flushes(&self, tablet: TabletId) -> bool {
-        self.board.lock().running.values().any(|entry| entry.job.tablet == tablet && entry.job.is_flush())
-    }
-
-    /// Running flushes, running compactions, the first of both, and what all jobs so far have read and written.
-    fn now(&self, now: Moment) -> (u32, u32, Vec<MaintenanceJob>, MaintenanceTotals) {
-        let board = self.board.lock();
+    /// Takes the counters to what all jobs so far have read and written, which it returns.
+    fn count(&self, board: &mut Board) -> MaintenanceTotals {
         let mut totals = board.totals;
         board.running.values().for_each(|entry| entry.add_to(&mut totals));
-        let flushes = board.running.values().filter(|entry| entry.job.is_flush()).count();
-        let listed = board.running.values().take(MAINTENANCE_JOBS_MAX).map(|entry| entry.to_message(now)).collect();
-        (flushes as u32, (board.running.len() - flushes) as u32, listed, totals)
+        let counted = std::mem::replace(&mut board.counted, totals);
+        // No difference is negative: what a job has done never falls, on the list or off it.
+        self.flushed_bytes.inc_by(totals.flushed_bytes - counted.flushed_bytes);
+        self.compaction_read_bytes.inc_by(totals.compaction_read_bytes - counted.compaction_read_bytes);
+        self.compaction_written_bytes.inc_by(totals.compaction_written_bytes - counted.compaction_written_bytes);
+        totals
     }
+
+    fn now(&self, now: Moment) -> Now {
+        let mut board = self.board.lock();
+        let totals = self.count(&mut board);
+        let listed = board.running.values().take(MAINTENANCE_JOBS_MAX).map(|entry| entry.to_message(now)).collect();
+        let jobs = |is_flush: bool| {
+            let entries = board.running.values().filter(move |entry| entry.job.is_flush() == is_flush);
+            entries.map(|entry| entry.job.tablet).collect::<Vec<_>>()
+        };
+        Now { flushes: jobs(true), compactions: jobs(false), listed, totals }
+    }
+}
+
+/// What runs at one moment.
+struct Now {
+    /// The tablets that are flushed.
+    flushes: Vec<TabletId>,
+    /// The tablets that are compacted.
+    compactions: Vec<TabletId>,
+    /// The first jobs of both sorts.
+    listed: Vec<MaintenanceJob>,
+    /// What all jobs so far have read and written.
+    totals: MaintenanceTotals,
 }
 
 /// Takes its job off the list when it is dropped.
@@ -219,38 +241,83 @@ impl Drop for Running<'_> {
 
 /// What a report says of flushes and compactions; and how many compactions run and wait.
 pub fn report(server: &Server) -> (Maintenance, u32, u32) {
-    let (flushes_running, compactions_running, running, done) = server.jobs.now(server.env.clock.now());
-    let flushes = flush::queue(server);
-    let compactions: Vec<_> =
-        compact::due(server).into_iter().filter(|(tablet, _)| !server.jobs.compacts(tablet.id)).collect();
-    let waiting_flushes = flushes
-        .iter()
-        .map(|(candidate, reason)| Job::queued_flush(candidate.id, candidate.memtable_bytes, *reason).to_message());
-    let waiting = compactions.iter().map(|(tablet, compaction)| Job::compaction(tablet.id, compaction).to_message());
-    let (mut file_bytes, mut kept_bytes) = (0, 0);
-    for tablet in server.tablets.loaded() {
-        let (bytes, kept) = tablet.store.space();
-        file_bytes += bytes;
-        kept_bytes += kept;
-    }
+    let now = server.env.clock.now();
+    let at_present = server.jobs.now(now);
+    let waiting = server.jobs.waiting(server, now, &at_present);
     let totals = MaintenanceTotals {
         log_bytes: server.log.appended_bytes(),
-        file_bytes,
-        kept_bytes,
+        file_bytes: waiting.file_bytes,
+        kept_bytes: waiting.kept_bytes,
         flushes: server.metrics.flushes.get(),
         compactions: server.metrics.compactions.get(),
-        ..done
+        ..at_present.totals
     };
     let maintenance = Maintenance {
-        running,
-        // Flushes never wait for compactions.
-        queued: waiting_flushes.chain(waiting).take(MAINTENANCE_JOBS_MAX).collect(),
-        flushes_running,
-        flushes_queued: flushes.len() as u32,
+        running: at_present.listed,
+        queued: waiting.listed,
+        flushes_running: at_present.flushes.len() as u32,
+        flushes_queued: waiting.flushes,
         totals: Some(totals),
         compaction_bytes_per_second: server.engine.compaction_bytes_per_second(),
     };
-    (maintenance, compactions_running, compactions.len() as u32)
+    (maintenance, at_present.compactions.len() as u32, waiting.compactions)
+}
+
+impl Jobs {
+    /// What waits beside what runs: looked up now, or a moment ago.
+    fn waiting(&self, server: &Server, now: Moment, at_present: &Now) -> Waiting {
+        let last = self.waiting.lock().clone();
+        if let Some((at, waiting)) = last
+            && now.saturating_since(at) < WAITING_EVERY
+        {
+            return waiting;
+        }
+        let waiting = Waiting::look(server, at_present);
+        // What became due as time went by, nobody has told their tasks.
+        if waiting.flushes > 0 {
+            server.budget.wake_flusher.notify_one();
+        }
+        if waiting.compactions > 0 && at_present.compactions.is_empty() {
+            server.wake_compactor.notify_one();
+        }
+        *self.waiting.lock() = Some((now, waiting.clone()));
+        waiting
+    }
+}
+
+/// What waits, and how much room it all takes.
+#[derive(Clone, Debug)]
+struct Waiting {
+    flushes: u32,
+    compactions: u32,
+    listed: Vec<MaintenanceJob>,
+    file_bytes: u64,
+    kept_bytes: u64,
+}
+
+impl Waiting {
+    fn look(server: &Server, at_present: &Now) -> Waiting {
+        let flushes = flush::queue(server, &at_present.flushes.iter().copied().collect());
+        let is_waiting = |tablet: TabletId| !at_present.compactions.contains(&tablet);
+        let compactions: Vec<_> =
+            compact::due(server).into_iter().filter(|(tablet, _)| is_waiting(tablet.id)).collect();
+        let listed_flushes = flushes
+            .iter()
+            .take(MAINTENANCE_JOBS_MAX / 2)
+            .map(|(candidate, reason)| Job::queued_flush(candidate.id, candidate.memtable_bytes, *reason).to_message());
+        let listed = compactions.iter().map(|(tablet, compaction)| Job::compaction(tablet.id, compaction).to_message());
+        let tablets = server.tablets.loaded();
+        let space = tablets.iter().map(|tablet| tablet.store.space());
+        let (file_bytes, kept_bytes) = space.fold((0, 0), |sum, tablet| (sum.0 + tablet.0, sum.1 + tablet.1));
+        Waiting {
+            flushes: flushes.len() as u32,
+            compactions: compactions.len() as u32,
+            // Flushes never wait for compactions.
+            listed: listed_flushes.chain(listed).take(MAINTENANCE_JOBS_MAX).collect(),
+            file_bytes,
+            kept_bytes,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -268,22 +335,29 @@ mod tests {
         let (env, jobs) = (Env::real(), Jobs::new(&Metrics::new()));
         let flush = jobs.start(&env, Job::queued_flush(TabletId(1), 50, FlushReason::Memtable));
         let merge = jobs.start(&env, job(2));
-        let (flushes, compactions, listed, _) = jobs.now(env.clock.now());
-        assert_eq!((flushes, compactions), (1, 1));
+        let Now { flushes, compactions, listed, .. } = jobs.now(env.clock.now());
+        assert_eq!((flushes, compactions), (vec![TabletId(1)], vec![TabletId(2)]));
         assert_eq!(listed.iter().map(|job| job.tablet_id).collect::<Vec<_>>(), [1, 2], "the oldest first");
         assert_eq!((&*listed[1].reason, listed[1].kind()), ("ratio", MaintenanceKind::Merging));
-        assert!(jobs.compacts(TabletId(2)) && !jobs.compacts(TabletId(1)));
+        merge.progress.wrote(70);
+        assert_eq!(
+            (jobs.now(env.clock.now()).totals.compaction_written_bytes, jobs.compaction_written_bytes.get()),
+            (70, 70)
+        );
+        merge.progress.wrote(30);
         drop((flush, merge));
-        let (flushes, compactions, listed, _) = jobs.now(env.clock.now());
-        assert_eq!((flushes, compactions, listed), (0, 0, vec![]));
+        assert_eq!(jobs.compaction_written_bytes.get(), 100, "also what was written since the last report");
+        let Now { flushes, compactions, listed, totals } = jobs.now(env.clock.now());
+        assert_eq!((flushes, compactions, listed), (vec![], vec![], vec![]));
+        assert_eq!(totals.compaction_written_bytes, 100);
     }
 
     #[test]
     fn a_report_lists_no_more_than_its_limit_and_counts_all() {
         let (env, jobs) = (Env::real(), Jobs::new(&Metrics::new()));
         let running: Vec<_> = (0..100).map(|tablet| jobs.start(&env, job(tablet))).collect();
-        let (_, compactions, listed, _) = jobs.now(env.clock.now());
-        assert_eq!((compactions, listed.len()), (100, MAINTENANCE_JOBS_MAX));
+        let Now { compactions, listed, .. } = jobs.now(env.clock.now());
+        assert_eq!((compactions.len(), listed.len()), (100, MAINTENANCE_JOBS_MAX));
         drop(running);
     }
 }

@@ -95,8 +95,8 @@ pub fn report(server: &Server) -> ServerLoad {
     let (maintenance, compactions_running, compactions_queued) = jobs::report(server);
     server.metrics.compactions_queued.set(compactions_queued.into());
     let amplification = maintenance.totals.unwrap_or_default();
-    server.metrics.write_amplification.set(amplification.write_amplification().unwrap_or(1.0));
-    server.metrics.space_amplification.set(amplification.space_amplification().unwrap_or(1.0));
+    server.metrics.write_amplification.set(amplification.write_amplification().unwrap_or(f64::NAN));
+    server.metrics.space_amplification.set(amplification.space_amplification().unwrap_or(f64::NAN));
     let usage = if server.config.process_metrics { Usage::now() } else { Usage::default() };
     let totals = &server.totals;
     if server.config.process_metrics {
@@ -132,7 +132,7 @@ pub fn report(server: &Server) -> ServerLoad {
 
 fn of_budget(server: &Server) -> MemoryBudget {
     let (budget, config, engine) = (&server.budget, &server.config, &server.engine);
-    let (refused_for_memtables, refused_for_log) = budget.refused();
+    let (refused_for_memtables, refused_for_log, refused_for_calls) = budget.refused();
     MemoryBudget {
         memtable_bytes_soft: config.memtable_bytes_soft,
         memtable_bytes_hard: config.memtable_bytes_hard,
@@ -147,6 +147,7 @@ fn of_budget(server: &Server) -> MemoryBudget {
         remembered_bytes_max: config.remembered_server_bytes_max as u64,
         refused_for_memtables,
         refused_for_log,
+        refused_for_calls,
         refused_for_queue: server.log.refused(),
     }
 }

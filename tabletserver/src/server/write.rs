@@ -259,6 +259,7 @@ impl Server {
                     "{} bytes of calls and their results are remembered; {bytes} more would go beyond the server's limit",
                     self.budget.remembered_bytes()
                 );
+                self.budget.refused_call();
                 Err(RpcError::overloaded(message, self.config.overload_retry_ms))
             }
         }
@@ -268,6 +269,7 @@ impl Server {
         match error {
             MemoryError::TooOld(_) => RpcError::new(ErrorCode::FailedPrecondition, error.to_string()),
             MemoryError::Full(_) | MemoryError::FullOfResults(..) => {
+                self.budget.refused_call();
                 RpcError::overloaded(error.to_string(), self.config.overload_retry_ms)
             }
         }

@@ -1,57 +1,68 @@
 //! What compactions of all files would leave: what space amplification is measured by.
 //!
-//! Runs whose keys overlap are taken as one heap, of which its largest run is what stays: everything smaller is
-//! taken to overwrite or delete something in it. Runs that have no keys in common stay whole. RocksDB's estimates
-//! do the same: a level's files are disjoint and all count, upper levels count as overhead over the last one, and
-//! universal compaction compares all runs with the largest (oldest) one. It errs both ways: new cells beside old
-//! ones in the same key range look like overhead until they are merged, and what is deleted or expired in the
-//! largest run looks kept. The estimate needs no reading, and 1 is reached after every major compaction.
+//! Runs that have no keys in common all stay; of runs whose keys overlap the smaller ones are taken to overwrite or
+//! delete something in the larger ones. So what stays is the heaviest set of runs of which no two overlap. RocksDB's
+//! estimates do the same: a level's files are disjoint and all count, upper levels count as overhead over the last
+//! one, and universal compaction compares all runs with the largest (oldest) one.
+//!
+//! It is an estimate that errs both ways: new cells beside old ones in the same key range look like overhead until
+//! they are merged, and what is deleted, expired or one version too many within a run looks kept. It needs no reading.
 
-use bytes::Bytes;
+/// Where a run's keys end; ordered by that.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct End<'a> {
+    /// It has no end.
+    pub is_open: bool,
+    /// The last key, or the first one beyond.
+    pub key: &'a [u8],
+    /// Whether the key itself is of the run.
+    pub is_included: bool,
+}
 
-use super::policy::FileFacts;
-
-/// Bytes that a compaction of all these runs (sorted runs of one locality group) would leave, estimated. When
-/// nothing is known of one of them it may overlap with all.
-pub fn kept_bytes(runs: &[FileFacts]) -> u64 {
-    let known: Option<Vec<(&Bytes, &Bytes, u64)>> =
-        runs.iter().map(|run| run.known.as_ref().map(|known| (&known.key_min, &known.key_max, run.bytes))).collect();
-    let Some(mut known) = known else { return runs.iter().map(|run| run.bytes).max().unwrap_or(0) };
-    known.sort();
-    let mut kept: u64 = 0;
-    // Of the heap under way: its last key, its largest run.
-    let mut heap: Option<(&Bytes, u64)> = None;
-    for (min, max, bytes) in known {
-        heap = match heap {
-            Some((end, largest)) if min <= end => Some((end.max(max), largest.max(bytes))),
-            Some((_, largest)) => {
-                kept = kept.saturating_add(largest);
-                Some((max, bytes))
-            }
-            None => Some((max, bytes)),
-        };
+impl End<'_> {
+    fn is_before(&self, low: &[u8]) -> bool {
+        !self.is_open && (self.key < low || self.key == low && !self.is_included)
     }
-    kept.saturating_add(heap.map_or(0, |(_, largest)| largest))
+}
+
+/// A file, as far as a tablet's reference covers it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run<'a> {
+    /// No key of it is lower.
+    pub low: &'a [u8],
+    /// Nor beyond this.
+    pub end: End<'a>,
+    /// Stored bytes.
+    pub bytes: u64,
+}
+
+/// Bytes that a compaction of all these runs of one locality group would leave, estimated.
+pub fn kept_bytes(mut runs: Vec<Run<'_>>) -> u64 {
+    runs.sort_by_key(|run| run.end);
+    // The most bytes of disjoint runs among the first n.
+    let mut best: Vec<u64> = vec![0];
+    for (i, run) in runs.iter().enumerate() {
+        let apart = runs[..i].partition_point(|other| other.end.is_before(run.low));
+        best.push(best[i].max(best[apart].saturating_add(run.bytes)));
+    }
+    best.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::policy::KnownFacts;
     use super::*;
 
-    /// `10a-c` has 10 bytes and keys from a to c; of `10` nothing is known.
-    fn run(word: &str) -> FileFacts {
+    /// `10a-c` has 10 bytes and keys from a to c, `10a-<c` those below c, `10a-` those from a on.
+    fn run(word: &str) -> Run<'_> {
         let at = word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len());
-        let known = word[at..].split_once('-').map(|(min, max)| KnownFacts {
-            key_min: Bytes::copy_from_slice(min.as_bytes()),
-            key_max: Bytes::copy_from_slice(max.as_bytes()),
-            ..KnownFacts::default()
-        });
-        FileFacts { bytes: word[..at].parse().unwrap(), known }
+        let (low, end) = word[at..].split_once('-').unwrap();
+        let key = end.trim_start_matches('<').as_bytes();
+        let end = End { is_open: end.is_empty(), key, is_included: !end.starts_with('<') };
+        Run { low: low.as_bytes(), end, bytes: word[..at].parse().unwrap() }
     }
 
     #[test]
-    fn of_runs_that_overlap_the_largest_stays() {
+    fn of_runs_that_overlap_the_heaviest_disjoint_ones_stay() {
         for (runs, kept) in [
             ("", 0),
             ("100a-z", 100),
@@ -60,16 +71,19 @@ mod tests {
             // Sorted input: nothing is overhead.
             ("10a-b 10c-d 10e-f", 30),
             ("10e-f 10a-b 10c-d", 30),
-            // A chain is one heap; another one beside it.
             ("10a-c 20b-e 10d-g 5x-y", 25),
             ("10a-c 10c-e", 10),
-            // A wide run holds those together that have nothing in common.
-            ("1a-z 10b-c 10d-e", 10),
-            ("10a-b 10c-d 7", 10),
-            ("7", 7),
+            // References to the two sides of a split.
+            ("10a-<c 10c-e", 20),
+            ("10a-<c 10c-", 20),
+            ("10-<c 10c- 5-", 20),
+            // A small wide run does not make overhead of those beneath it.
+            ("1a-z 10b-c 10d-e", 20),
+            ("10a-b 10c-d 7-", 20),
+            ("10a-b 10c-d 27-", 27),
+            ("7-", 7),
         ] {
-            let facts: Vec<FileFacts> = runs.split_whitespace().map(run).collect();
-            assert_eq!(kept_bytes(&facts), kept, "{runs}");
+            assert_eq!(kept_bytes(runs.split_whitespace().map(run).collect()), kept, "{runs}");
         }
     }
 }
