@@ -2,6 +2,7 @@
 //! compare, and a ledger of what was acknowledged. Drills and the demo trust nothing else.
 
 pub mod availability;
+pub mod in_flight;
 pub mod keyspace;
 pub mod ledger;
 pub mod linked_list;

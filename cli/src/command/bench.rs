@@ -13,18 +13,17 @@ use uruk_base::Env;
 use uruk_client::{Client, ClientConfig, FamilySpec};
 
 use self::echo::{EchoServer, Shape};
-use self::in_flight::Done;
 use self::workload::Run;
 use crate::cluster::{ClusterSpec, LocalCluster};
 use crate::command::connect::Connect;
 use crate::command::dev::data_folder;
+use crate::load::in_flight::Done;
 use crate::load::keyspace::hashed_splits;
 use crate::output::{human_count, print_table};
 use crate::process::Durability;
 
 mod echo;
 mod engine;
-mod in_flight;
 mod tablets;
 mod usage;
 mod workload;

@@ -12,6 +12,7 @@ mod chaos;
 mod grow;
 mod kill_process;
 mod kill_tabletserver;
+mod overload;
 mod pause_tabletserver;
 mod reshape;
 mod restart;
@@ -45,6 +46,8 @@ pub enum Drill {
     Grow(grow::Options),
     /// Restart every tablet server in turn under load: no request may fail
     Restart(restart::Options),
+    /// Write faster than the disks take it; show memory, refusals, and what readers notice
+    Overload(overload::Options),
     /// Kill, stop and restart processes of every kind at random under a linked-list load
     Chaos(chaos::Options),
 }
@@ -96,6 +99,7 @@ pub async fn run(drill: Drill) -> Result<ExitCode> {
         Drill::Move(options) => reshape::run(Operation::Move, options).await,
         Drill::Grow(options) => grow::run(options).await,
         Drill::Restart(options) => restart::run(options).await,
+        Drill::Overload(options) => overload::run(options).await,
         Drill::Chaos(options) => chaos::run(options).await,
     }
 }

@@ -30,8 +30,8 @@ use uruk_proto::tablet::{
     ReadModifyWriteResponse, ReadRequest, ReadResponse, RowMutations, TabletRef,
 };
 
-use super::in_flight::{Done, Stop, in_flight};
 use super::{Bench, Workload};
+use crate::load::in_flight::{Done, Stop, in_flight};
 use crate::output::{human_count, print_table};
 use crate::process::{Ready, Supervision, serve_until};
 

@@ -14,12 +14,12 @@ use serde::Serialize;
 use uruk_base::Env;
 use uruk_client::{Client, FamilySpec, Mutation, ReadOptions, RowMutation, Table};
 
-use super::in_flight::{Stop, in_flight, new_histogram};
 use super::{FAMILY, QUALIFIER, usage};
 use crate::cluster::{ClusterSpec, LocalCluster};
 use crate::command::dev::data_folder;
 use crate::command::drill::stage::signal;
 use crate::command::status::{ServerView, fetch_servers, fetch_tablets};
+use crate::load::in_flight::{Stop, in_flight, new_histogram};
 use crate::load::keyspace::hashed_splits;
 use crate::load::record::WriteId;
 use crate::process::Durability;

@@ -8,8 +8,8 @@ use futures::StreamExt;
 use uruk_base::Env;
 use uruk_client::{Filter, Mutation, ReadOptions, RowMutation, RowRange, ScanOptions, Table};
 
-use super::in_flight::{Done, Stop, in_flight};
 use super::{Bench, FAMILY, QUALIFIER, Workload};
+use crate::load::in_flight::{Done, Stop, in_flight};
 use crate::load::record::WriteId;
 
 /// One run of the bench: its table through each client.
