@@ -68,7 +68,7 @@ impl<S: StateMachine> Consensus<S> {
         let at = |source| StartError::Disk { path: folder.to_owned(), source };
         disk.create_dir_all(folder).await.map_err(at)?;
 
-        let machine = Machine::open(Snapshots::new(disk, folder), initial).await?;
+        let machine = Machine::open(Snapshots::new(disk, folder), env.tasks.clone(), initial).await?;
         let tasks = env.tasks.child();
         let member = env.with_tasks(tasks.clone());
         let (log, stop) = LogStore::open(&member, &config, folder).await?;

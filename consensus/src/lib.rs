@@ -42,4 +42,4 @@ pub use consensus::Consensus;
 pub use error::{ConfigError, NotLeader, ProposeError, StartError};
 pub use leadership::{Leader, Leadership, Term};
 pub use service::RaftService;
-pub use state_machine::{RestoreError, StateMachine};
+pub use state_machine::{Captured, RestoreError, StateMachine};

@@ -12,9 +12,10 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::RwLock;
 use tokio::sync::watch;
+use uruk_base::Tasks;
 
 use crate::snapshot::Snapshots;
-use crate::state_machine::StateMachine;
+use crate::state_machine::{Captured, StateMachine};
 use crate::types::{Command, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership, Types};
 
 /// The state, for readers.
@@ -32,11 +33,12 @@ pub(crate) struct Machine<S> {
     last_applied: Option<LogId>,
     membership: StoredMembership,
     snapshots: Snapshots,
+    tasks: Tasks,
 }
 
 impl<S: StateMachine> Machine<S> {
     /// The state of the current snapshot, or `initial` without one.
-    pub(crate) async fn open(snapshots: Snapshots, initial: S) -> Result<Machine<S>, crate::StartError> {
+    pub(crate) async fn open(snapshots: Snapshots, tasks: Tasks, initial: S) -> Result<Machine<S>, crate::StartError> {
         snapshots.clean().await?;
         let (state, meta) = match snapshots.read().await? {
             Some((meta, content)) => (S::restore(&content)?, meta),
@@ -52,6 +54,7 @@ impl<S: StateMachine> Machine<S> {
             last_applied: meta.last_log_id,
             membership: meta.last_membership,
             snapshots,
+            tasks,
         })
     }
 
@@ -114,9 +117,9 @@ impl<S: StateMachine> RaftStateMachine<Types> for Machine<S> {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let content = self.shared.state.read().snapshot();
+        let captured = self.shared.state.read().capture();
         let meta = SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() };
-        Builder { meta, content: content.into(), snapshots: self.snapshots.clone() }
+        Builder { meta, captured: Some(captured), snapshots: self.snapshots.clone(), tasks: self.tasks.clone() }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, content: Bytes) -> io::Result<()> {
@@ -135,18 +138,22 @@ impl<S: StateMachine> RaftStateMachine<Types> for Machine<S> {
     }
 }
 
-/// Writes a snapshot of a state that was encoded already, beside the commands that go on.
+/// Encodes and writes a snapshot of a state as it was, beside the commands that go on.
 pub(crate) struct Builder {
     meta: SnapshotMeta,
-    content: Bytes,
+    /// Taken when it is built.
+    captured: Option<Captured>,
     snapshots: Snapshots,
+    tasks: Tasks,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        self.snapshots.write(&self.meta, self.content.clone()).await?;
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: self.content.clone() })
+        let captured = self.captured.take().ok_or_else(|| io::Error::other("a snapshot is built once"))?;
+        let content = Bytes::from(self.tasks.blocking(captured).await);
+        self.snapshots.write(&self.meta, content.clone()).await?;
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: content })
     }
 }

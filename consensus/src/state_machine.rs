@@ -5,6 +5,9 @@ use std::fmt::Debug;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Encodes a state as it was.
+pub type Captured = Box<dyn FnOnce() -> Vec<u8> + Send + Sync>;
+
 /// State that is changed by commands alone.
 ///
 /// It lives in memory. After a restart it is rebuilt from the newest snapshot and the log behind it,
@@ -23,6 +26,13 @@ pub trait StateMachine: Send + Sync + 'static {
     /// The whole state as bytes. Called while no command is applied, so it must be quick: it holds
     /// up the group's commands for as long as it takes.
     fn snapshot(&self) -> Vec<u8>;
+
+    /// The same, encoded later beside the commands that go on. A state that can be copied in far less time than it
+    /// is encoded in does so.
+    fn capture(&self) -> Captured {
+        let bytes = self.snapshot();
+        Box::new(move || bytes)
+    }
 
     /// The state that [`StateMachine::snapshot`] encoded.
     fn restore(bytes: &[u8]) -> Result<Self, RestoreError>
