@@ -18,8 +18,8 @@ use uruk_proto::{ServerId, TabletId};
 
 use crate::assign::Now;
 use crate::config::Tuning;
-use crate::state::State;
 use crate::state::row::MetaRow;
+use crate::state::survey::Survey;
 use crate::volatile::Volatile;
 
 pub mod heat;
@@ -35,7 +35,7 @@ use split::{HotRow, Split};
 /// What decisions are made from.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    pub state: &'a State,
+    pub survey: &'a Survey,
     pub volatile: &'a Volatile,
     pub tuning: &'a Tuning,
     pub now: Now,
@@ -65,21 +65,21 @@ impl View<'_> {
     /// Servers that may get tablets.
     fn takers(&self) -> impl Iterator<Item = ServerId> {
         let condemned: Vec<ServerId> = self.volatile.leases.condemned().map(|(server, _)| server).collect();
-        let live = self.state.servers.live().iter().copied();
+        let live = self.survey.servers.live().iter().copied();
         live.filter(move |server| {
-            !self.state.servers.is_draining(*server)
+            !self.survey.servers.is_draining(*server)
                 && !self.volatile.draining.contains(server)
                 && !condemned.contains(server)
         })
     }
 
-    fn heat(&self, tablet: TabletId) -> Heat {
-        self.volatile.heat.get(&tablet).cloned().unwrap_or_default()
+    fn heat(&self, row: &MetaRow) -> Heat {
+        self.volatile.heat(row).cloned().unwrap_or_default()
     }
 
     /// In files and in memory.
     fn bytes(&self, row: &MetaRow) -> u64 {
-        row.bytes() + self.volatile.heat.get(&row.tablet).map_or(0, |heat| heat.memtable_bytes)
+        row.bytes() + self.volatile.heat(row).map_or(0, |heat| heat.memtable_bytes)
     }
 
     fn age_ms(&self, row: &MetaRow) -> u64 {

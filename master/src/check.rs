@@ -112,7 +112,7 @@ async fn two_owners(shared: &Shared) -> Vec<CheckFinding> {
 pub fn strangers(state: &State, volatile: &Volatile) -> BTreeMap<(ServerId, u64, u64), String> {
     let mut found = BTreeMap::new();
     for (server, load) in &volatile.loads {
-        for (tablet, reported) in &load.tablets {
+        for (tablet, reported) in load.tablets.iter() {
             let row = state.row(*tablet);
             if row.is_some_and(|row| row.owner() == Some(*server) && row.epoch.0 >= reported.epoch) {
                 continue;

@@ -19,6 +19,13 @@ use crate::{check, files, orders, recovery};
 
 /// The loop looks around at least this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A look that takes no longer than this is followed by the next one as soon as anything changes.
+const LOOK_SHORT: Duration = Duration::from_millis(1);
+/// A look that took long is followed by a rest so many times as long: what came meanwhile is looked at together,
+/// and the services have their turn ...
+const REST_AFTER_LOOK: u32 = 4;
+/// ... up to this.
+const REST_AFTER_LOOK_MAX: Duration = Duration::from_millis(100);
 /// A failed action rests this long, doubled with each failure in a row ...
 const REST_MIN: Duration = Duration::from_millis(25);
 /// ... up to this.
@@ -36,7 +43,12 @@ pub async fn run(shared: Arc<Shared>) {
         applied.borrow_and_update();
         follow_leadership(&shared);
         let term = shared.volatile.lock().leases.term();
+        let began = shared.env.clock.now();
         let rest = term.map_or(LOOK_EVERY, |term| step(&shared, term));
+        let took = shared.env.clock.since(began);
+        if took > LOOK_SHORT {
+            shared.env.clock.sleep((took * REST_AFTER_LOOK).min(REST_AFTER_LOOK_MAX)).await;
+        }
         tokio::select! {
             biased;
             changed = leadership.changed() => if changed.is_err() { return },

@@ -4,7 +4,7 @@
 //! | part | holds |
 //! |---|---|
 //! | `command`, `state` | what is replicated, and the pure `apply` that checks every change |
-//! | `lease`, `volatile` | what only the leader knows: leases, load, what is under way |
+//! | `lease`, `volatile`, `reports` | what only the leader knows: leases, load, what is under way |
 //! | `assign` | the planner: a pure function of (state, volatile, now) |
 //! | `balance` | what is split, merged and moved without being asked: pure functions, too |
 //! | `check` | whether rows, reports and storage fit together |
@@ -22,6 +22,8 @@ mod config;
 mod driver;
 mod error;
 mod files;
+#[cfg(test)]
+mod growth;
 mod http;
 mod lease;
 mod master;
@@ -29,6 +31,7 @@ mod metrics;
 mod orders;
 mod procedures;
 mod recovery;
+mod reports;
 mod service;
 mod shared;
 mod state;

@@ -5,10 +5,11 @@
 
 use uruk_consensus::Term;
 use uruk_proto::tablet::{MergeTabletsOrder, SetSchemaRequest, SplitTabletOrder};
-use uruk_proto::{ErrorCode, ServerId, TableId, master};
+use uruk_proto::{ErrorCode, RpcError, ServerId, TableId, master};
 
+use crate::assign::Now;
 use crate::balance::moves::PlannedMove;
-use crate::balance::{View, decide as decide_all};
+use crate::balance::{Decision, View, decide as decide_all};
 use crate::command::{Command, TabletKey};
 use crate::driver::{Outcome, propose_done};
 use crate::recovery::{call, client};
@@ -55,15 +56,22 @@ pub async fn set_schema(shared: &Shared, term: Term, server: ServerId, table: Ta
     propose_done(shared, term, Command::ConfirmSchema { server, table, version }).await
 }
 
+/// What is to be decided from what is known now. It looks at every tablet, and holds nothing up: neither commands
+/// nor renewals wait for it.
+async fn decision(shared: &Shared, now: Now) -> Decision {
+    let (survey, volatile) = shared.consensus.read(|state| (state.survey(), shared.volatile.lock().survey()));
+    let tuning = shared.tuning.clone();
+    let deciding = move || decide_all(View { survey: &survey, volatile: &volatile, tuning: &tuning, now });
+    shared.env.tasks.blocking(deciding).await
+}
+
 /// Decides what to split, merge and move; starts the splits and merges. Moves wait for their turn.
 pub async fn decide(shared: &Shared, term: Term) {
     let now = shared.now();
-    let decision = shared.consensus.read(|state| {
-        let mut volatile = shared.volatile.lock();
-        let decision = decide_all(View { state, volatile: &volatile, tuning: &shared.tuning, now });
-        volatile.decide(state, decision.clone(), shared.tuning.auto_balance);
-        decision
-    });
+    let decision = decision(shared, now).await;
+    if !keep(shared, term, decision.clone(), shared.tuning.auto_balance) {
+        return;
+    }
     let micros = now.wall_micros;
     for split in decision.splits {
         let (tablet, by_load, reason) = (split.key, split.by_load, split.reason);
@@ -97,19 +105,27 @@ pub async fn start_move(shared: &Shared, term: Term, planned: PlannedMove) -> Ou
     }
 }
 
-/// What the balancer would do now; with `run` the moves wait for their turn from now on.
-pub fn balance(shared: &Shared, run: bool) -> master::BalanceResponse {
-    let now = shared.now();
-    let plan = shared.consensus.read(|state| {
+/// Takes what was decided, if this is still the leadership that knew what it was decided from.
+fn keep(shared: &Shared, term: Term, decision: Decision, start_moves: bool) -> bool {
+    shared.consensus.read(|state| {
         let mut volatile = shared.volatile.lock();
-        let decision = decide_all(View { state, volatile: &volatile, tuning: &shared.tuning, now });
-        let plan = decision.plan.clone();
-        if run {
-            volatile.decide(state, decision, true);
+        let is_current = volatile.leases.term() == Some(term);
+        if is_current {
+            volatile.decide(state, decision, start_moves);
         }
-        plan
-    });
+        is_current
+    })
+}
+
+/// What the balancer would do now; with `run` the moves wait for their turn from now on.
+pub async fn balance(shared: &Shared, run: bool) -> Result<master::BalanceResponse, RpcError> {
+    let term = shared.volatile.lock().leases.term().ok_or_else(|| RpcError::not_leader(None))?;
+    let decision = decision(shared, shared.now()).await;
+    let plan = decision.plan.clone();
     if run {
+        if !keep(shared, term, decision, true) {
+            return Err(RpcError::not_leader(None));
+        }
         shared.wake.notify_one();
     }
     let planned = |planned: PlannedMove| master::PlannedMove {
@@ -127,11 +143,11 @@ pub fn balance(shared: &Shared, run: bool) -> master::BalanceResponse {
         tablets: count(server.tablets),
         tablets_after: count(server.tablets_after),
     });
-    master::BalanceResponse {
+    Ok(master::BalanceResponse {
         servers: servers.collect(),
         moves: plan.moves.into_iter().map(planned).collect(),
         cost: plan.cost,
         cost_after: plan.cost_after,
         verdict: plan.verdict,
-    }
+    })
 }

@@ -68,7 +68,7 @@ pub fn neighbour<'a>(state: &'a State, row: &MetaRow) -> Option<&'a MetaRow> {
     if row.range.end.is_empty() {
         return None;
     }
-    state.meta.get(&RowKey { table: row.table, start: row.range.end.clone() })
+    state.meta.get(&RowKey { table: row.table, start: row.range.end.clone() }).map(|row| &**row)
 }
 
 fn choose<'a>(state: &'a State, choice: &master::TabletChoice) -> Result<&'a MetaRow, RpcError> {

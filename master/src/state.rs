@@ -16,15 +16,17 @@
 //! 10. Tablets are split and merged only when everything of them is in files, and no reference grows.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uruk_base::planted::{Planted, is_planted};
-use uruk_consensus::{RestoreError, StateMachine};
+use uruk_consensus::{Captured, RestoreError, StateMachine};
 use uruk_proto::{ServerId, TabletId};
 
 use crate::command::{Command, Reason, Refusal, Reply};
 
 pub mod alter;
+pub mod few;
 pub mod files;
 pub mod history;
 mod ids;
@@ -36,6 +38,7 @@ pub mod recoveries;
 mod reshape;
 pub mod row;
 pub mod servers;
+pub mod survey;
 pub mod tables;
 mod tablets;
 #[cfg(test)]
@@ -114,7 +117,7 @@ impl State {
     fn put_row(&mut self, row: MetaRow) {
         let old = self.meta.get(&row.row_key()).cloned();
         assert!(old.as_ref().is_none_or(|old| old.tablet == row.tablet), "a row replaces only its own tablet's");
-        let unnamed = self.index.replace(old.as_ref(), Some(&row));
+        let unnamed = self.index.replace(old.as_deref(), Some(&row));
         self.meta.put(row);
         self.deletions.add_all(unnamed);
     }
@@ -130,8 +133,8 @@ impl State {
     fn replace_rows(&mut self, old: &[TabletId], new: Vec<MetaRow>) {
         let key = |tablet: &TabletId| self.index.key(*tablet).expect("the caller found the row").clone();
         let keys: Vec<RowKey> = old.iter().map(key).collect();
-        let old: Vec<MetaRow> =
-            keys.iter().map(|key| self.meta.remove(key).expect("the index names only rows that exist")).collect();
+        let removed = keys.iter().map(|key| self.meta.remove(key).expect("the index names only rows that exist"));
+        let old: Vec<MetaRow> = removed.map(Arc::unwrap_or_clone).collect();
         let unnamed = self.index.replace_all(&old, &new);
         new.into_iter().for_each(|row| {
             self.meta.put(row);
@@ -249,10 +252,28 @@ impl StateMachine for State {
         postcard::to_stdvec(self).expect("plain data in memory can be encoded")
     }
 
+    fn capture(&self) -> Captured {
+        // The index is not encoded.
+        let captured = State {
+            ids: self.ids,
+            servers: self.servers.clone(),
+            tables: self.tables.clone(),
+            meta: self.meta.clone(),
+            recoveries: self.recoveries.clone(),
+            deletions: self.deletions.clone(),
+            procedures: self.procedures.clone(),
+            history: self.history.clone(),
+            index: Index::default(),
+        };
+        Box::new(move || captured.snapshot())
+    }
+
     fn restore(bytes: &[u8]) -> Result<State, RestoreError> {
         let mut state: State = postcard::from_bytes(bytes)?;
+        state.meta.check().map_err(RestoreError)?;
+        state.meta.share_bounds();
         state.index = Index::of(state.meta.rows());
-        state.check().map_err(RestoreError)?;
+        state.check_all_but_index().map_err(RestoreError)?;
         Ok(state)
     }
 }

@@ -13,6 +13,7 @@ use crate::balance::Decision;
 use crate::balance::heat::Heat;
 use crate::balance::moves::PlannedMove;
 use crate::lease::Leases;
+use crate::reports::{TabletLoads, Unreported};
 use crate::state::State;
 use crate::state::procedures::ProcedureId;
 use crate::state::row::MetaRow;
@@ -24,7 +25,7 @@ const FAILURE_KEPT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Volatile {
     pub leases: Leases,
-    pub loads: BTreeMap<ServerId, Load>,
+    pub loads: BTreeMap<ServerId, Arc<Load>>,
     pub flights: BTreeMap<ActionKey, Flight>,
     /// Orders that were taken: what the tablet server was told, when.
     pub opens_taken: BTreeMap<TabletId, (Epoch, Moment)>,
@@ -33,8 +34,8 @@ pub struct Volatile {
     pub reshapes_taken: BTreeMap<ProcedureId, Moment>,
     /// Since when each procedure runs, as far as this leader saw.
     pub running_since: BTreeMap<ProcedureId, Moment>,
-    /// How busy each tablet is.
-    pub heat: BTreeMap<TabletId, Heat>,
+    /// How busy those tablets are that no report names.
+    pub unreported: Unreported,
     /// Since when each hot tablet is hot, as of the last decision.
     pub hot_since: BTreeMap<TabletId, Moment>,
     /// When splits, merges and moves were decided last; and what.
@@ -102,7 +103,7 @@ pub struct Load {
     pub report: master::ServerLoad,
     /// CPU time used between the last two reports, in microseconds.
     pub cpu_micros: u64,
-    pub tablets: BTreeMap<TabletId, master::TabletLoad>,
+    pub tablets: TabletLoads,
 }
 
 impl Volatile {
@@ -116,7 +117,7 @@ impl Volatile {
             closes_taken: BTreeMap::new(),
             reshapes_taken: BTreeMap::new(),
             running_since: BTreeMap::new(),
-            heat: BTreeMap::new(),
+            unreported: Unreported::new(),
             hot_since: BTreeMap::new(),
             decided: None,
             decision: Decision::default(),
@@ -136,6 +137,19 @@ impl Volatile {
         }
     }
 
+    /// What decisions are made from, as it is now.
+    pub fn survey(&self) -> Volatile {
+        Volatile {
+            loads: self.loads.clone(),
+            unreported: self.unreported.clone(),
+            hot_since: self.hot_since.clone(),
+            moved_at: self.moved_at.clone(),
+            draining: self.draining.clone(),
+            elected: self.elected,
+            ..Volatile::new(self.leases.clone())
+        }
+    }
+
     /// Forgets everything that an earlier leadership knew, but for the leases.
     pub fn forget(&mut self, now: Moment) {
         let leases = std::mem::replace(&mut self.leases, Leases::new(Default::default()));
@@ -149,33 +163,38 @@ impl Volatile {
     }
 
     /// Takes a tablet server's report, unless a newer one came before it.
-    pub fn report(&mut self, server: ServerId, number: u64, report: master::ServerLoad, now: Moment) {
+    pub fn report(&mut self, server: ServerId, number: u64, mut report: master::ServerLoad, now: Moment) {
         self.tell(server, number);
         let before = self.loads.get(&server);
         if before.is_some_and(|before| number <= before.number) {
             return;
         }
         let passed = before.map(|before| now.saturating_since(before.at).as_millis());
+        let interval_ms = passed.map_or(0, |ms| u64::try_from(ms).unwrap_or(u64::MAX).max(1));
+        let tablets = std::mem::take(&mut report.tablets);
+        let tablets =
+            TabletLoads::take(tablets, interval_ms, before.map(|before| &before.tablets), &mut self.unreported);
         let load = Load {
             at: now,
-            interval_ms: passed.map_or(0, |ms| u64::try_from(ms).unwrap_or(u64::MAX).max(1)),
+            interval_ms,
             number,
             first_number: before.map_or(number, |before| before.first_number),
             cpu_micros: before.map_or(0, |before| report.cpu_micros.saturating_sub(before.report.cpu_micros)),
-            tablets: report.tablets.iter().map(|tablet| (TabletId(tablet.tablet_id), tablet.clone())).collect(),
-            report: master::ServerLoad { tablets: Vec::new(), ..report },
+            tablets,
+            report,
         };
-        if load.interval_ms > 0 {
-            for (tablet, reported) in &load.tablets {
-                self.heat.entry(*tablet).or_default().add(reported, load.interval_ms);
-            }
-        }
-        self.loads.insert(server, load);
+        self.loads.insert(server, Arc::new(load));
+    }
+
+    /// How busy the tablet is, as its owner reported.
+    pub fn heat(&self, row: &MetaRow) -> Option<&Heat> {
+        let load = row.owner().and_then(|owner| self.loads.get(&owner));
+        load.and_then(|load| load.tablets.heat(&row.tablet)).or_else(|| self.unreported.get(&row.tablet))
     }
 
     /// Takes what was decided: moves that are planned anew take the place of those that wait.
     pub fn decide(&mut self, state: &State, decision: Decision, start_moves: bool) {
-        self.heat.retain(|tablet, _| state.row(*tablet).is_some());
+        self.unreported.retain(|tablet, _| state.row(*tablet).is_some());
         self.moved_at.retain(|tablet, _| state.row(*tablet).is_some());
         self.hot_since.clone_from(&decision.hot_since);
         self.moves.clear();
@@ -190,7 +209,7 @@ impl Volatile {
         // It registered later.
         let Some(told) = told.get(&server) else { return true };
         // Without a word from it then, its first report may have been under way for just as long.
-        let is_later = |load: &Load| load.number > told.unwrap_or(load.first_number) + REPORTS_IN_FLIGHT_MAX;
+        let is_later = |load: &Arc<Load>| load.number > told.unwrap_or(load.first_number) + REPORTS_IN_FLIGHT_MAX;
         self.loads.get(&server).is_some_and(is_later)
     }
 
@@ -198,7 +217,7 @@ impl Volatile {
     pub fn follow(&mut self, state: &State, now: Moment) {
         let live = state.servers.live();
         self.leases.follow(live, now);
-        self.loads.retain(|server, _| live.contains(server));
+        self.follow_loads(state);
         self.told.retain(|server, _| live.contains(server));
         self.draining.retain(|server| live.contains(server));
         self.trimmed.retain(|server, _| live.contains(server));
@@ -214,6 +233,18 @@ impl Volatile {
         });
         self.note_openings(state, now);
         self.note_unnamed(state);
+    }
+
+    /// Of servers that are gone the heat of their tablets stays.
+    fn follow_loads(&mut self, state: &State) {
+        let live = state.servers.live();
+        self.loads.retain(|server, load| {
+            let is_live = live.contains(server);
+            if !is_live {
+                self.unreported.extend(load.tablets.heats().map(|(tablet, heat)| (*tablet, heat.clone())));
+            }
+            is_live
+        });
     }
 
     fn note_openings(&mut self, state: &State, now: Moment) {

@@ -296,7 +296,7 @@ impl World {
                     hottest_row_permille: permille,
                     ..Heat::default()
                 };
-                self.volatile.heat.insert(TabletId(number(1)), heat);
+                self.volatile.unreported.insert(TabletId(number(1)), heat);
             }
             "reports" => {
                 for _ in 0..2 {
@@ -380,7 +380,8 @@ impl World {
 
     /// What is decided, as lines; it is noted as the driver notes it.
     fn decide(&mut self) -> Vec<String> {
-        let view = View { state: &self.state, volatile: &self.volatile, tuning: &self.tuning, now: self.now() };
+        let (survey, volatile) = (self.state.survey(), self.volatile.survey());
+        let view = View { survey: &survey, volatile: &volatile, tuning: &self.tuning, now: self.now() };
         let decision = decide(view);
         let name = |key: &TabletKey| format!("{}@{}", key.tablet.0, key.epoch.0);
         let mut lines = Vec::new();

@@ -16,8 +16,6 @@ pub struct Heat {
     /// Of one core, in thousandths.
     pub cpu_permille: f64,
     pub memtable_bytes: u64,
-    /// Where half of the requests lie on either side; empty: unknown.
-    pub load_median: Bytes,
     /// The row with most of the requests, and its share.
     pub hottest_row: Bytes,
     pub hottest_row_permille: u32,
@@ -36,9 +34,16 @@ impl Heat {
         smooth(&mut self.bytes_per_s, load.bytes_read + load.bytes_written, 1.0);
         smooth(&mut self.cpu_permille, load.cpu_micros, 1_000.0);
         self.memtable_bytes = load.memtable_bytes;
-        self.load_median = load.load_median.clone();
         self.hottest_row = load.hottest_row.clone();
         self.hottest_row_permille = load.hottest_row_permille;
+    }
+
+    /// At least as busy as that.
+    pub fn raise(&mut self, other: &Heat) {
+        let more = |mine: &mut f64, others: f64| *mine = mine.max(others);
+        more(&mut self.requests_per_s, other.requests_per_s);
+        more(&mut self.bytes_per_s, other.bytes_per_s);
+        more(&mut self.cpu_permille, other.cpu_permille);
     }
 }
 

@@ -20,10 +20,10 @@ pub struct Merge {
 /// What to merge, in key order, as many as may run at a time.
 pub fn merges(view: View<'_>) -> Vec<Merge> {
     let is_merge = |work: &Work| matches!(work, Work::Merge { .. });
-    let running = view.state.procedures.running().values().filter(|procedure| is_merge(&procedure.work)).count();
+    let running = view.survey.procedures.running().values().filter(|procedure| is_merge(&procedure.work)).count();
     let room = view.tuning.merges_max.saturating_sub(running);
     let mut merges = Vec::new();
-    for table in view.state.tables.all().filter(|table| table.state == TableState::Ready) {
+    for table in view.survey.tables.all().filter(|table| table.state == TableState::Ready) {
         if merges.len() >= room {
             break;
         }
@@ -34,12 +34,12 @@ pub fn merges(view: View<'_>) -> Vec<Merge> {
 
 fn of_table(view: View<'_>, table: &Table, room: usize) -> Vec<Merge> {
     let id: TableId = table.schema.id;
-    let mut tablets = u64::from(view.state.index.counts(id).tablets);
+    let mut tablets = u64::from(view.survey.tablets(id));
     // The ranges of a salted table are there on purpose.
     let tablets_min = u64::from(table.schema.salt).max(1);
     let mut merges = Vec::new();
     let mut left: Option<&MetaRow> = None;
-    for row in view.state.meta.rows_of(id) {
+    for row in view.survey.meta.rows_of(id) {
         let is_candidate = is_quiet(view, row);
         if merges.len() == room || tablets <= tablets_min {
             break;
@@ -69,5 +69,5 @@ fn is_quiet(view: View<'_>, row: &MetaRow) -> bool {
         && row.is_open()
         && row.procedure.is_none()
         && view.age_ms(row) >= view.tuning.merge_age_ms
-        && view.heat(row.tablet).requests_per_s < view.tuning.merge_requests_per_s as f64
+        && view.volatile.heat(row).map_or(0.0, |heat| heat.requests_per_s) < view.tuning.merge_requests_per_s as f64
 }

@@ -86,6 +86,8 @@ struct Balance {
     /// Sum of servers' loads and number of servers.
     zones: Vec<(f64, f64)>,
     weights: Parts,
+    /// Tablets without a server, but for those that are on their way.
+    lost: usize,
 }
 
 /// The plan.
@@ -104,7 +106,7 @@ pub fn plan(view: View<'_>) -> MovePlan {
             tablets_after: place.tablets,
         })
         .collect();
-    if let Some(verdict) = waits(view) {
+    if let Some(verdict) = waits(view, balance.lost) {
         plan.verdict = verdict;
         return plan;
     }
@@ -133,8 +135,7 @@ pub fn plan(view: View<'_>) -> MovePlan {
 }
 
 /// Why now is not the time.
-fn waits(view: View<'_>) -> Option<String> {
-    let state = view.state;
+fn waits(view: View<'_>, lost: usize) -> Option<String> {
     if view.takers().nth(1).is_none() {
         return Some("there are not two servers to balance".to_owned());
     }
@@ -144,9 +145,7 @@ fn waits(view: View<'_>) -> Option<String> {
     if unreported > 0 {
         return Some(format!("waits for the reports of {unreported} servers"));
     }
-    let lost =
-        state.index.waiting().iter().filter(|tablet| state.row(**tablet).is_some_and(|row| row.procedure.is_none()));
-    match lost.count() {
+    match lost {
         0 => None,
         lost => Some(format!("waits: {lost} tablets have no server")),
     }
@@ -165,7 +164,7 @@ impl Balance {
         let mut zone_names: Vec<&str> = Vec::new();
         let mut places: Vec<Place> = Vec::new();
         for server in &servers {
-            let zone = view.state.servers.get(*server).map_or("", |server| server.registration.zone.as_str());
+            let zone = view.survey.servers.get(*server).map_or("", |server| server.registration.zone.as_str());
             let zone = zone_names.iter().position(|name| *name == zone).unwrap_or_else(|| {
                 zone_names.push(zone);
                 zone_names.len() - 1
@@ -178,7 +177,7 @@ impl Balance {
             .iter()
             .enumerate()
             .map(|(zone, _)| (0.0, places.iter().filter(|p| p.zone == zone).count() as f64));
-        let mut balance = Balance { zones: zones.collect(), places, weights: WEIGHTS };
+        let mut balance = Balance { zones: zones.collect(), places, weights: WEIGHTS, lost: 0 };
         balance.fill(view, &servers, count);
         balance
     }
@@ -186,13 +185,14 @@ impl Balance {
     fn fill(&mut self, view: View<'_>, servers: &[ServerId], count: f64) {
         let place_of: BTreeMap<ServerId, usize> = servers.iter().enumerate().map(|(n, server)| (*server, n)).collect();
         let (mut totals, mut bytes_total, mut tablets) = ([0.0; 3], 0.0, 0.0);
-        let mut all: Vec<(usize, TabletKey, [f64; 3], f64, bool)> = Vec::with_capacity(view.state.index.tablets());
+        let mut all: Vec<(usize, TabletKey, [f64; 3], f64, bool)> = Vec::new();
         let cold = Heat::default();
-        for row in view.state.meta.rows() {
+        for row in view.survey.meta.rows() {
+            self.lost += usize::from(row.owner().is_none() && row.procedure.is_none());
             // What is on its way counts where it goes.
-            let owner = view.state.wanted_at(row).or(row.owner());
+            let owner = view.survey.wanted_at(row).or(row.owner());
             let Some(place) = owner.and_then(|owner| place_of.get(&owner)) else { continue };
-            let heat = view.volatile.heat.get(&row.tablet).unwrap_or(&cold);
+            let heat = view.volatile.heat(row).unwrap_or(&cold);
             let load = [heat.cpu_permille, heat.requests_per_s, heat.bytes_per_s];
             let bytes = (row.bytes() + heat.memtable_bytes + TABLET_BYTES) as f64;
             let rest = Duration::from_millis(view.tuning.move_rest_ms);

@@ -51,7 +51,8 @@ pub fn split_bytes(view: View<'_>, table: &Table, tablets: u64) -> u64 {
 /// Since when each tablet that is hot now is hot.
 pub fn hot_since(view: View<'_>) -> BTreeMap<TabletId, Moment> {
     let before = &view.volatile.hot_since;
-    let hot = view.volatile.heat.iter().filter(|(_, heat)| {
+    let reported = view.volatile.loads.values().flat_map(|load| load.tablets.heats());
+    let hot = reported.chain(&view.volatile.unreported).filter(|(_, heat)| {
         heat.requests_per_s >= view.tuning.hot_requests_per_s as f64
             || heat.bytes_per_s >= view.tuning.hot_bytes_per_s as f64
             || heat.cpu_permille >= view.tuning.hot_cpu_permille as f64
@@ -64,10 +65,10 @@ pub fn splits(view: View<'_>, hot_since: &BTreeMap<TabletId, Moment>) -> (Vec<Sp
     let declined = declined(view);
     let mut found: Vec<(f64, ServerId, Split)> = Vec::new();
     let mut hot_rows = Vec::new();
-    for table in view.state.tables.all().filter(|table| table.state == TableState::Ready) {
-        let tablets = u64::from(view.state.index.counts(table.schema.id).tablets);
+    for table in view.survey.tables.all().filter(|table| table.state == TableState::Ready) {
+        let tablets = u64::from(view.survey.tablets(table.schema.id));
         let bytes_max = split_bytes(view, table, tablets);
-        for row in view.state.meta.rows_of(table.schema.id) {
+        for row in view.survey.meta.rows_of(table.schema.id) {
             let Some(server) = row.owner().filter(|_| row.is_open() && row.procedure.is_none()) else { continue };
             let bytes = view.bytes(row);
             let since = hot_since.get(&row.tablet);
@@ -87,7 +88,7 @@ pub fn splits(view: View<'_>, hot_since: &BTreeMap<TabletId, Moment>) -> (Vec<Sp
                 let split = Split { key: row.key(), by_load: false, reason };
                 found.push((bytes as f64 / bytes_max as f64, server, split));
             } else if is_hot && view.takers().nth(1).is_some() && !is_one_row(view, row) {
-                let heat = view.heat(row.tablet);
+                let heat = view.heat(row);
                 let reason = format!(
                     "it is hot: {:.0} requests/s, {:.1} MiB/s, {:.0} % of a core",
                     heat.requests_per_s,
@@ -102,12 +103,12 @@ pub fn splits(view: View<'_>, hot_since: &BTreeMap<TabletId, Moment>) -> (Vec<Sp
 }
 
 fn is_one_row(view: View<'_>, row: &MetaRow) -> bool {
-    view.heat(row.tablet).hottest_row_permille >= view.tuning.hot_row_permille
+    view.heat(row).hottest_row_permille >= view.tuning.hot_row_permille
 }
 
 /// Why splitting the hot tablet would not help, if so.
 fn in_vain(view: View<'_>, row: &MetaRow, refusal: Option<&String>) -> Option<HotRow> {
-    let heat = view.heat(row.tablet);
+    let heat = view.heat(row);
     let why = match refusal {
         Some(refusal) => refusal.clone(),
         None if is_one_row(view, row) => "one row has most of its requests".to_owned(),
@@ -125,7 +126,7 @@ fn in_vain(view: View<'_>, row: &MetaRow, refusal: Option<&String>) -> Option<Ho
 /// Tablets whose last split was not done, not long ago, and why.
 fn declined(view: View<'_>) -> BTreeMap<TabletId, String> {
     let rest = i64::try_from(view.tuning.split_rest_ms).unwrap_or(i64::MAX).saturating_mul(1_000);
-    let recent = view.state.procedures.ended().filter(|ended| {
+    let recent = view.survey.procedures.ended().filter(|ended| {
         let since = view.now.wall_micros - ended.ended_micros;
         (0..rest).contains(&since)
     });
@@ -141,14 +142,14 @@ fn declined(view: View<'_>) -> BTreeMap<TabletId, String> {
 /// The most urgent ones, as many as may run at a time, one for each server.
 fn bounded(view: View<'_>, mut found: Vec<(f64, ServerId, Split)>) -> Vec<Split> {
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.2.key.cmp(&b.2.key)));
-    let running = view.state.procedures.running().values();
+    let running = view.survey.procedures.running().values();
     let splitting: Vec<TabletKey> = running
         .filter_map(|procedure| match &procedure.work {
             Work::Split { tablet, .. } => Some(*tablet),
             Work::Merge { .. } | Work::Move { .. } => None,
         })
         .collect();
-    let owner = |key: &TabletKey| view.state.row(key.tablet).and_then(MetaRow::owner);
+    let owner = |key: &TabletKey| view.survey.owner_in_procedure(key.tablet);
     let mut busy: Vec<ServerId> = splitting.iter().filter_map(owner).collect();
     let mut chosen = Vec::new();
     for (_, server, split) in found {

@@ -143,7 +143,7 @@ impl Master for ClientService {
 
     async fn balance(&self, request: Request<BalanceRequest>) -> Result<Response<BalanceResponse>, Status> {
         self.0.read_linearizable().await?;
-        Ok(Response::new(orders::balance(&self.0, request.into_inner().run)))
+        Ok(Response::new(orders::balance(&self.0, request.into_inner().run).await?))
     }
 
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {

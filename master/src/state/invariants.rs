@@ -18,6 +18,11 @@ impl State {
         if self.index != Index::of(self.meta.rows()) {
             return Err("the index does not match the rows".into());
         }
+        self.check_all_but_index()
+    }
+
+    /// The same of a state whose index was just made from its rows, which are in their places.
+    pub(super) fn check_all_but_index(&self) -> Result<(), String> {
         self.check_coverage()?;
         self.meta.rows().try_for_each(|row| self.check_row(row))?;
         let dead_unfinished = |server: &&_| !self.servers.is_live(**server) && self.recoveries.get(**server).is_some();

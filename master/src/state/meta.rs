@@ -3,10 +3,14 @@
 //! The root table locates meta tablets, meta tablets hold rows; both are ordered maps, so that
 //! locating is one map lookup at either level.
 //!
+//! Rows and meta tablets are shared with those who look at the state as it was ([`super::survey`], snapshots): a
+//! change copies its row, and its meta tablet once for each such look.
+//!
 //! Invariants: (1) the root's lowest key is [`lowest`]; (2) every row of a meta tablet is at or above
 //! its root key and below the next one; (3) only the lowest meta tablet may be empty.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -18,12 +22,41 @@ use super::row::{MetaRow, RowKey};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct MetaTabletId(pub u64);
 
+type Rows = BTreeMap<RowKey, Arc<MetaRow>>;
+
 /// Root table and meta tablets.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Meta {
     root: BTreeMap<RowKey, MetaTabletId>,
-    tablets: BTreeMap<MetaTabletId, BTreeMap<RowKey, MetaRow>>,
+    tablets: BTreeMap<MetaTabletId, Arc<Rows>>,
     next: u64,
+}
+
+fn seen(row: &Arc<MetaRow>) -> &MetaRow {
+    examined::note();
+    row
+}
+
+/// Counts the rows that are looked at, for tests of how work grows. Nothing otherwise.
+pub mod examined {
+    #[cfg(test)]
+    thread_local! {
+        static ROWS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
+
+    #[inline]
+    pub(super) fn note() {
+        #[cfg(test)]
+        ROWS.set(ROWS.get() + 1);
+    }
+
+    /// Rows that `look` looks at.
+    #[cfg(test)]
+    pub fn by<R>(look: impl FnOnce() -> R) -> (u64, R) {
+        let before = ROWS.get();
+        let result = look();
+        (ROWS.get() - before, result)
+    }
 }
 
 /// Before every row: table ids start at 1.
@@ -35,7 +68,7 @@ impl Meta {
     /// One empty meta tablet.
     pub fn new() -> Meta {
         let first = MetaTabletId(1);
-        Meta { root: [(lowest(), first)].into(), tablets: [(first, BTreeMap::new())].into(), next: 2 }
+        Meta { root: [(lowest(), first)].into(), tablets: [(first, Arc::default())].into(), next: 2 }
     }
 
     fn home(&self, key: &RowKey) -> (&RowKey, MetaTabletId) {
@@ -43,21 +76,26 @@ impl Meta {
         (low, *id)
     }
 
-    pub fn get(&self, key: &RowKey) -> Option<&MetaRow> {
+    pub fn get(&self, key: &RowKey) -> Option<&Arc<MetaRow>> {
+        examined::note();
         self.tablets[&self.home(key).1].get(key)
     }
 
     /// Adds or replaces the row at its place; returns what was there.
-    pub fn put(&mut self, row: MetaRow) -> Option<MetaRow> {
+    pub fn put(&mut self, row: MetaRow) -> Option<Arc<MetaRow>> {
         let key = row.row_key();
         let home = self.home(&key).1;
-        self.tablets.get_mut(&home).expect("the root names only meta tablets that exist").insert(key, row)
+        self.rows_mut(home).insert(key, Arc::new(row))
     }
 
-    pub fn remove(&mut self, key: &RowKey) -> Option<MetaRow> {
+    fn rows_mut(&mut self, home: MetaTabletId) -> &mut Rows {
+        Arc::make_mut(self.tablets.get_mut(&home).expect("the root names only meta tablets that exist"))
+    }
+
+    pub fn remove(&mut self, key: &RowKey) -> Option<Arc<MetaRow>> {
         let (low, home) = self.home(key);
         let low = low.clone();
-        let rows = self.tablets.get_mut(&home).expect("the root names only meta tablets that exist");
+        let rows = self.rows_mut(home);
         let removed = rows.remove(key);
         if rows.is_empty() && low != lowest() {
             self.tablets.remove(&home);
@@ -72,13 +110,13 @@ impl Meta {
         // Below a meta tablet's first row (its former first row may be gone), look one further down.
         let mut homes = self.root.range(..=&key).rev();
         let found = homes.find_map(|(_, id)| self.tablets[id].range(..=&key).next_back())?.1;
-        (found.table == table && found.range.contains(row)).then_some(found)
+        (found.table == table && found.range.contains(row)).then_some(&**found)
     }
 
     /// Rows from `key` on, in order.
     pub fn rows_from(&self, key: RowKey) -> impl Iterator<Item = &MetaRow> {
         let low = self.home(&key).0.clone();
-        self.root.range(low..).flat_map(move |(_, id)| self.tablets[id].range(key.clone()..).map(|(_, row)| row))
+        self.root.range(low..).flat_map(move |(_, id)| self.tablets[id].range(key.clone()..).map(|(_, row)| seen(row)))
     }
 
     /// Rows of a table, in order.
@@ -88,7 +126,7 @@ impl Meta {
 
     /// All rows, in order.
     pub fn rows(&self) -> impl Iterator<Item = &MetaRow> {
-        self.root.values().flat_map(|id| self.tablets[id].values())
+        self.root.values().flat_map(|id| self.tablets[id].values()).map(seen)
     }
 
     /// Every meta tablet with its number of rows.
@@ -98,7 +136,7 @@ impl Meta {
 
     /// Cuts the meta tablet in two at its middle row, when it has more than `rows_max` (at least 1).
     pub fn split(&mut self, id: MetaTabletId, rows_max: usize) {
-        let Some(rows) = self.tablets.get_mut(&id) else { return };
+        let Some(rows) = self.tablets.get_mut(&id).map(Arc::make_mut) else { return };
         if rows.len() <= rows_max.max(1) {
             return;
         }
@@ -107,7 +145,22 @@ impl Meta {
         let new = MetaTabletId(self.next);
         self.next += 1;
         self.root.insert(middle, new);
-        self.tablets.insert(new, upper);
+        self.tablets.insert(new, Arc::new(upper));
+    }
+
+    /// Lets rows share the bytes of their bounds, as they did before they were decoded.
+    pub fn share_bounds(&mut self) {
+        let mut before = Bytes::new();
+        for id in self.root.values() {
+            let rows = self.tablets.get_mut(id).expect("the root names only meta tablets that exist");
+            let shared = std::mem::take(Arc::make_mut(rows)).into_values().map(|row| {
+                let mut row = Arc::unwrap_or_clone(row);
+                row.share_bounds(&before);
+                before = row.range.end.clone();
+                (row.row_key(), Arc::new(row))
+            });
+            *rows = Arc::new(shared.collect());
+        }
     }
 
     /// What is broken, if anything.

@@ -86,6 +86,15 @@ impl Work {
         }
     }
 
+    /// Where it wants the tablet, which it has, if that has to go anywhere; `owner` knows where those are that it has.
+    pub(super) fn wants_at(&self, tablet: TabletId, owner: impl Fn(TabletId) -> Option<ServerId>) -> Option<ServerId> {
+        match self {
+            Work::Move { target, .. } => Some(*target),
+            Work::Merge { left, right } if right.tablet == tablet => owner(left.tablet),
+            Work::Split { .. } | Work::Merge { .. } => None,
+        }
+    }
+
     /// The tablet is under another assignment now.
     fn follow(&mut self, new: TabletKey) {
         match self {
@@ -202,11 +211,7 @@ impl State {
 
     /// Where the procedure wants its tablet, if it has to go anywhere.
     pub fn wanted_at(&self, row: &MetaRow) -> Option<ServerId> {
-        match &self.procedure_of(row)?.work {
-            Work::Move { target, .. } => Some(*target),
-            Work::Merge { left, right } if right.tablet == row.tablet => self.row(left.tablet)?.owner(),
-            Work::Split { .. } | Work::Merge { .. } => None,
-        }
+        self.procedure_of(row)?.work.wants_at(row.tablet, |tablet| self.row(tablet)?.owner())
     }
 
     /// The row of a tablet that a procedure may take now.

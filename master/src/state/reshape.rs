@@ -10,6 +10,7 @@ use std::sync::Arc;
 use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::{Epoch, RowRange, ServerId, TabletId};
 
+use super::few::{FewMap, FewSet};
 use super::files::creator;
 use super::history::Event;
 use super::procedures::{Ending, Found, ProcedureId, Work, check_split_key, require_neighbours};
@@ -74,14 +75,14 @@ impl State {
         require_flushed(&right, server, merged.right_flushed_seq)?;
         self.check_memory(&left, &right, server, merged.memory_file.as_ref())?;
         let range = RowRange { start: left.range.start.clone(), end: right.range.end.clone() };
-        let mut groups: BTreeMap<u32, Vec<FileRef>> = BTreeMap::new();
-        for (group, files) in left.groups.iter().chain(&right.groups) {
+        let mut groups: FewMap<u32, Vec<FileRef>> = FewMap::new();
+        for (group, files) in left.groups.iter().chain(right.groups.iter()) {
             let widened = |file: &FileRef| FileRef { range: range.clone(), ..file.clone() };
             let files = files.iter().map(|file| match is_planted(Planted::MergeWidensAReference) {
                 true => widened(file),
                 false => file.clone(),
             });
-            groups.entry(*group).or_default().extend(files);
+            groups.entry(*group).extend(files);
         }
         groups.values_mut().for_each(|files| files.sort_by_key(|file| std::cmp::Reverse(file.max_seq)));
         let row = MetaRow {
@@ -159,8 +160,8 @@ impl State {
         shares: &BTreeMap<(&str, &[u8]), &FileShare>,
         part: impl Fn(&FileShare) -> (u64, u64),
     ) -> Result<MetaRow, Refusal> {
-        let mut groups = BTreeMap::new();
-        for (group, files) in &row.groups {
+        let mut groups: FewMap<u32, Vec<FileRef>> = FewMap::new();
+        for (group, files) in row.groups.iter() {
             let mut kept = Vec::new();
             for file in files {
                 let (bytes, cells) = part(shares[&(&*file.path, &file.range.start[..])]);
@@ -175,7 +176,7 @@ impl State {
                 kept.push(FileRef { range: clipped, bytes, cells, ..file.clone() });
             }
             if !kept.is_empty() {
-                groups.insert(*group, kept);
+                *groups.entry(*group) = kept;
             }
         }
         Ok(MetaRow {
@@ -204,7 +205,7 @@ impl State {
             row.epoch = Epoch(row.epoch.0 + 1);
             row.state = TabletState::Opening(server);
             // Before anyone relies on it; of what came before nothing is needed: it is all flushed.
-            row.needed_logs = BTreeSet::from([server]);
+            row.needed_logs = FewSet::from([server]);
             row.made_by = Some(id);
             row.born_epoch = row.epoch;
             row.born_micros = micros;
@@ -231,7 +232,7 @@ fn require_flushed(row: &MetaRow, server: ServerId, flushed: uruk_proto::SeqNo) 
         let message = format!("{} is flushed up to {}, not {flushed}", row.tablet, row.flushed_seq);
         return Err(Refusal::new(Reason::FailedPrecondition, message));
     }
-    if row.needed_logs != BTreeSet::from([server]) {
+    if row.needed_logs != FewSet::from([server]) {
         let message = format!("{} needs the logs of {:?}", row.tablet, row.needed_logs);
         return Err(Refusal::new(Reason::FailedPrecondition, message));
     }

@@ -1,6 +1,5 @@
 //! A row of a meta tablet: the only truth about one tablet.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::{Epoch, RowRange, SeqNo, ServerId, TableId, TabletId, master};
 
+use super::few::{FewMap, FewSet};
 use super::procedures::ProcedureId;
 use crate::command::{Reason, Refusal, TabletKey};
 
@@ -80,12 +80,12 @@ pub struct MetaRow {
     pub epoch: Epoch,
     pub state: TabletState,
     /// By locality group; newest first by `max_seq`.
-    pub groups: BTreeMap<u32, Vec<FileRef>>,
+    pub groups: FewMap<u32, Vec<FileRef>>,
     pub flushed_seq: SeqNo,
     /// Logs (by their server) that may hold unflushed edits of this tablet.
-    pub needed_logs: BTreeSet<ServerId>,
+    pub needed_logs: FewSet<ServerId>,
     pub memory_file: Option<Arc<str>>,
-    pub failure: Option<Failure>,
+    pub failure: Option<Box<Failure>>,
     /// Numbers of the newest commits under this epoch, ascending.
     pub commits: Vec<u64>,
     /// The running procedure that has the tablet: at most one.
@@ -117,9 +117,9 @@ impl MetaRow {
             range,
             epoch: Epoch(0),
             state: TabletState::Unassigned,
-            groups: BTreeMap::new(),
+            groups: FewMap::new(),
             flushed_seq: SeqNo::ZERO,
-            needed_logs: BTreeSet::new(),
+            needed_logs: FewSet::new(),
             memory_file: None,
             failure: None,
             commits: Vec::new(),
@@ -157,6 +157,20 @@ impl MetaRow {
 
     pub fn files(&self) -> impl Iterator<Item = &FileRef> {
         self.groups.values().flatten()
+    }
+
+    /// Bounds that are equal become one: of the row and its neighbour, whose end `before` is, and of its files.
+    pub(super) fn share_bounds(&mut self, before: &Bytes) {
+        let share = |bound: &mut Bytes, with: &Bytes| {
+            if bound == with {
+                *bound = with.clone();
+            }
+        };
+        share(&mut self.range.start, before);
+        for file in self.groups.values_mut().flatten() {
+            share(&mut file.range.start, &self.range.start);
+            share(&mut file.range.end, &self.range.end);
+        }
     }
 
     /// Every file that the row names.

@@ -98,13 +98,13 @@ impl State {
                     // It was never served under this epoch: nothing of it is in this log.
                     row.needed_logs.remove(&server);
                     row.state = TabletState::Failed;
-                    row.failure = Some(failure);
+                    row.failure = Some(Box::new(failure));
                 });
             }
             // Its log may hold what is in no file: it stays the owner, and the page shows what is wrong.
             TabletState::Open(_) | TabletState::Closing(..) => {
                 let failure = Failure { reason, openings, server, micros };
-                self.change_row(key.tablet, |row| row.failure = Some(failure));
+                self.change_row(key.tablet, |row| row.failure = Some(Box::new(failure)));
             }
             TabletState::Unassigned | TabletState::Failed => unreachable!("the row has an owner"),
         }
@@ -130,9 +130,9 @@ impl State {
         for (group, files) in commit.add {
             // An unbounded reference means all of the file that lies in this tablet.
             let clip = |file: FileRef| FileRef { range: file.range.intersect(&row.range), ..file };
-            row.groups.entry(group).or_default().extend(files.into_iter().map(clip));
+            row.groups.entry(group).extend(files.into_iter().map(clip));
         }
-        row.groups.retain(|_, files| !files.is_empty());
+        row.groups.retain(|files| !files.is_empty());
         // Newest first; stable, so that equals stay in the order they came.
         row.groups.values_mut().for_each(|files| files.sort_by_key(|file| std::cmp::Reverse(file.max_seq)));
         row.flushed_seq = row.flushed_seq.max(commit.flushed_seq);

@@ -9,6 +9,7 @@ use uruk_proto::schema::{Family, GcRule, TableSchema};
 use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, ServerId, TableId, TabletId};
 
 use super::State;
+use super::few::FewSet;
 use super::procedures::{Found, Procedure, ProcedureId, Work};
 use super::row::{CloseKind, FileRef, MetaRow, TabletState};
 use super::tables::TableState;
@@ -202,7 +203,7 @@ fn a_dead_servers_tablets_wait_for_its_log() {
     assert_eq!(assigned.len(), keys.len());
     assert!(assigned.iter().zip(&keys).all(|(new, old)| new.epoch.0 == old.epoch.0 + 1));
     let row = state.row(keys[0].tablet).unwrap();
-    assert_eq!(row.needed_logs, BTreeSet::from([dead, other]));
+    assert_eq!(row.needed_logs, FewSet::from([dead, other]));
     // Late reports of the dead are refused; so is a report under another epoch.
     assert_eq!(
         refused(state.apply(Command::Opened { server: dead, tablets: keys.clone(), micros: 0 })),
@@ -259,7 +260,7 @@ fn recoveries_chain_when_the_new_owner_dies_too() {
     state.apply(sort(second, "recovery/3/2"));
     let assigned = assign_all(&mut state, third);
     assert_eq!(assigned[0].epoch, Epoch(3));
-    assert_eq!(state.row(keys[0].tablet).unwrap().needed_logs, BTreeSet::from([first, second, third]));
+    assert_eq!(state.row(keys[0].tablet).unwrap().needed_logs, FewSet::from([first, second, third]));
     open_all(&mut state, third, &assigned);
     assert!(state.recoveries.get(first).unwrap().served_micros.is_some());
     assert!(state.recoveries.get(second).unwrap().served_micros.is_some());

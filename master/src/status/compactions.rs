@@ -223,7 +223,7 @@ pub fn all(state: &State, volatile: &Volatile) -> CompactionsView {
 /// All servers together, without their jobs.
 pub fn total(volatile: &Volatile) -> MaintenanceView {
     let reports = || volatile.loads.values();
-    let counts = reports().map(Counts::of).fold(Counts::default(), Counts::plus);
+    let counts = reports().map(|load| Counts::of(load)).fold(Counts::default(), Counts::plus);
     let totals = reports().filter_map(|load| load.report.maintenance.as_ref()?.totals);
     counts.view(&totals.fold(MaintenanceTotals::default(), |sum, own| sum.plus(&own)))
 }

@@ -109,7 +109,7 @@ fn view(state: &State, volatile: &Volatile, tuning: &Tuning, now: Now, server: &
         memory_bytes: report.map_or(0, |report| report.memory_bytes),
         memtable_bytes: report.map_or(0, |report| report.memtable_bytes),
         unflushed_log_bytes: report.map_or(0, |report| report.unflushed_log_bytes),
-        budget: volatile.loads.get(&id).and_then(compactions::budget),
+        budget: volatile.loads.get(&id).and_then(|load| compactions::budget(load)),
     }
 }
 

@@ -38,13 +38,14 @@ fn cluster(servers: usize, tablets: &[(usize, u64)]) -> (State, Volatile) {
     }
     for (key, (_, requests)) in keys.iter().zip(tablets) {
         let heat = Heat { requests_per_s: *requests as f64, cpu_permille: *requests as f64 / 20.0, ..Heat::default() };
-        volatile.heat.insert(key.tablet, heat);
+        volatile.unreported.insert(key.tablet, heat);
     }
     (state, volatile)
 }
 
 fn planned(state: &State, volatile: &Volatile) -> MovePlan {
-    plan(View { state, volatile, tuning: &Tuning::default(), now: NOW })
+    let (survey, volatile) = (state.survey(), volatile.survey());
+    plan(View { survey: &survey, volatile: &volatile, tuning: &Tuning::default(), now: NOW })
 }
 
 /// Everything arrives where it was planned to go.

@@ -1,6 +1,7 @@
 //! Splits, merges, moves, drains and alterations, step by step, and with a death at every step.
 
 use super::*;
+use crate::state::few::FewSet;
 use crate::state::history::Event;
 
 fn started(state: &mut State, command: Command) -> ProcedureId {
@@ -74,7 +75,7 @@ fn a_split_replaces_one_row_by_two_that_share_its_files() {
     for half in [&left, &right] {
         assert_eq!(state.row(half.tablet), Some(half));
         assert_eq!((half.state, half.epoch), (TabletState::Opening(server), Epoch(2)));
-        assert_eq!(half.needed_logs, BTreeSet::from([server]));
+        assert_eq!(half.needed_logs, FewSet::from([server]));
         assert_eq!(half.names().map(|name| &**name).collect::<Vec<_>>(), ["tables/1-1", "tables/1-9.mem"]);
         assert_eq!(half.files().next().unwrap().range, half.range);
         assert_eq!(half.procedure, None);
@@ -207,7 +208,7 @@ fn the_owners_death_ends_a_split_at_any_point() {
     assert_eq!(keys.len(), 2);
     for (key, half) in keys.iter().zip(&halves) {
         assert_eq!(*key, TabletKey { tablet: half.tablet, epoch: Epoch(3) });
-        assert_eq!(state.row(key.tablet).unwrap().needed_logs, BTreeSet::from([server, other]));
+        assert_eq!(state.row(key.tablet).unwrap().needed_logs, FewSet::from([server, other]));
     }
     state.check().unwrap();
 }
@@ -273,7 +274,7 @@ fn a_merge_keeps_each_reference_as_narrow_as_it_was() {
     }
     let Reply::Row(row) = state.apply(Command::TabletsMerged(Box::new(merged.clone()))) else { panic!("refused") };
     assert_eq!((row.range.clone(), row.epoch), (RowRange::ALL, Epoch(3)));
-    assert_eq!((row.state, row.needed_logs.clone()), (TabletState::Opening(server), BTreeSet::from([server])));
+    assert_eq!((row.state, row.needed_logs.clone()), (TabletState::Opening(server), FewSet::from([server])));
     // Two references to one file, each as it was.
     let ranges: Vec<_> = row.files().map(|file| (&*file.path, file.range.clone())).collect();
     let path = "tables/1-1";

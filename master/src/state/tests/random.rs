@@ -254,7 +254,7 @@ fn check_reshaped(before: &State, command: &Command, reply: &Reply, after: &Stat
     }
     for row in &old {
         let TabletState::Open(server) = row.state else { return Err(format!("{} was not open", row.tablet)) };
-        if row.needed_logs != BTreeSet::from([server]) {
+        if row.needed_logs != FewSet::from([server]) {
             return Err(format!("{} needed other logs than its owner's", row.tablet));
         }
         if made.iter().any(|new| new.state != TabletState::Opening(server) || new.epoch <= row.epoch) {
@@ -275,7 +275,7 @@ fn check_row(before: &State, command: &Command, old: &MetaRow, new: &MetaRow) ->
         if new.epoch.0 != old.epoch.0 + 1 || old.owner().is_some() {
             return Err("an epoch was skipped, or an owner".into());
         }
-        if !new.needed_logs.contains(&server) || !new.needed_logs.is_superset(&old.needed_logs) {
+        if !new.needed_logs.contains(&server) || !old.needed_logs.iter().all(|log| new.needed_logs.contains(log)) {
             return Err("the needed logs are not those before and the owner's".into());
         }
         for log in &old.needed_logs {
@@ -294,7 +294,7 @@ fn check_row(before: &State, command: &Command, old: &MetaRow, new: &MetaRow) ->
     if new.flushed_seq < old.flushed_seq {
         return Err("the flushed sequence number fell".into());
     }
-    for gone in old.needed_logs.difference(&new.needed_logs) {
+    for gone in old.needed_logs.iter().filter(|log| !new.needed_logs.contains(log)) {
         let may = match command {
             Command::CommitFiles(commit) => commit.logs_done.contains(gone) && *gone != commit.server,
             Command::Release { server, .. } => server == gone,
