@@ -7,6 +7,7 @@
 //! | `lease`, `volatile`, `reports` | what only the leader knows: leases, load, what is under way |
 //! | `assign` | the planner: a pure function of (state, volatile, now) |
 //! | `balance` | what is split, merged and moved without being asked: pure functions, too |
+//! | `bench` | the master measured alone, with synthetic tablet servers |
 //! | `check` | whether rows, reports and storage fit together |
 //! | `driver`, `recovery`, `orders`, `files` | the thin loop that performs what was planned |
 //! | `service`, `tables`, `procedures` | the RPCs |
@@ -16,6 +17,7 @@
 
 mod assign;
 mod balance;
+pub mod bench;
 mod check;
 mod command;
 mod config;

@@ -33,7 +33,7 @@ const GROUP: &str = "master";
 
 /// A running master.
 pub struct Master {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     tasks: Tasks,
     http_address: Option<String>,
     folder: DataFolder,

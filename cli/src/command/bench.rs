@@ -24,6 +24,7 @@ use crate::process::Durability;
 
 mod echo;
 mod engine;
+mod master;
 mod tablets;
 mod usage;
 mod workload;
@@ -56,6 +57,7 @@ pub enum Workload {
 enum Part {
     Engine(engine::Engine),
     Tablets(tablets::Tablets),
+    Master(master::MasterAlone),
     Echo(echo::Echo),
     #[command(hide = true)]
     EchoServer(echo::Serve),
@@ -160,6 +162,7 @@ pub async fn run(mut options: Bench) -> Result<ExitCode> {
     match options.part.take() {
         Some(Part::Engine(engine)) => engine::run(engine).await?,
         Some(Part::Tablets(tablets)) => tablets::run(&env, tablets).await?,
+        Some(Part::Master(alone)) => master::run(&env, alone).await?,
         Some(Part::Echo(echo)) => echo::run(&env, echo).await?,
         Some(Part::EchoServer(serve)) => return echo::serve(&env, serve).await,
         None => {
