@@ -252,7 +252,10 @@ impl Server {
                 tracing::info!(tablet = %tablet.id, upto = %work.upto, ?took, "flushed");
                 self.metrics.flushes.inc();
                 self.measure();
-                self.trim_log().await;
+                // Writers wait for a handover; what it frees is let go with the next flush.
+                if reason != FlushReason::Handover {
+                    self.trim_log().await;
+                }
                 self.wake_compactor.notify_one();
                 Ok(FlushEnd::Flushed)
             }
