@@ -95,5 +95,5 @@ pub use scan::{BatchStream, Order, RowStream, ScanOptions};
 pub use shape::{BalanceMode, CheckDepth, Procedure, TabletChoice};
 pub use table::Table;
 pub use uruk_proto::master::{BalanceResponse, BalancedServer, CheckFinding, CheckResponse, PlannedMove};
-pub use uruk_proto::schema::{Compression, Family, GcRule, LocalityGroup, TableSchema};
+pub use uruk_proto::schema::{Compression, Family, FilterOn, GcRule, LocalityGroup, TableSchema};
 pub use uruk_proto::{ErrorCode, RowRange, cell_batch};

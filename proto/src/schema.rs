@@ -99,8 +99,20 @@ pub enum Compression {
     Zstd,
 }
 
+/// What the bloom filters of a locality group's files know, so that look-ups leave files out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FilterOn {
+    /// Rows.
+    #[default]
+    Row,
+    /// Rows, and their columns: also reads of given columns leave out files that have the row and not the column. The
+    /// filters grow by as much for each column of a row as for a row.
+    RowColumn,
+}
+
 /// How a locality group's files are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(try_from = "StoredGroup", into = "StoredGroup")]
 pub struct LocalityGroup {
     /// Its number, as families name it.
     pub number: u32,
@@ -110,6 +122,48 @@ pub struct LocalityGroup {
     pub compression: Compression,
     /// Its blocks are never evicted from the cache.
     pub in_memory: bool,
+    /// Of its files.
+    pub filter: FilterOn,
+}
+
+/// A locality group as masters store it: in a positional encoding, so that what came later than `in_memory` (a byte, 0
+/// or 1) is another bit of that byte. What has only older options reads and writes as ever.
+#[derive(Serialize, Deserialize)]
+struct StoredGroup {
+    number: u32,
+    block_bytes: u32,
+    compression: Compression,
+    flags: u8,
+}
+
+impl StoredGroup {
+    const IN_MEMORY: u8 = 1;
+    const FILTER_ON_COLUMNS: u8 = 2;
+}
+
+impl From<LocalityGroup> for StoredGroup {
+    fn from(group: LocalityGroup) -> StoredGroup {
+        let in_memory = if group.in_memory { StoredGroup::IN_MEMORY } else { 0 };
+        let filter = match group.filter {
+            FilterOn::Row => 0,
+            FilterOn::RowColumn => StoredGroup::FILTER_ON_COLUMNS,
+        };
+        let LocalityGroup { number, block_bytes, compression, .. } = group;
+        StoredGroup { number, block_bytes, compression, flags: in_memory | filter }
+    }
+}
+
+impl TryFrom<StoredGroup> for LocalityGroup {
+    type Error = &'static str;
+    fn try_from(stored: StoredGroup) -> Result<LocalityGroup, &'static str> {
+        let StoredGroup { number, block_bytes, compression, flags } = stored;
+        if flags & !(StoredGroup::IN_MEMORY | StoredGroup::FILTER_ON_COLUMNS) != 0 {
+            return Err("a locality group has options that this program does not know");
+        }
+        let filter = if flags & StoredGroup::FILTER_ON_COLUMNS != 0 { FilterOn::RowColumn } else { FilterOn::Row };
+        let in_memory = flags & StoredGroup::IN_MEMORY != 0;
+        Ok(LocalityGroup { number, block_bytes, compression, in_memory, filter })
+    }
 }
 
 /// A table.
@@ -270,7 +324,12 @@ impl TryFrom<&master::LocalityGroupSchema> for LocalityGroup {
             Ok(master::Compression::Zstd) => Compression::Zstd,
             Err(_) => return Err(invalid(format!("locality group {number}: unknown compression"))),
         };
-        Ok(LocalityGroup { number, block_bytes, compression, in_memory })
+        let filter = match master::FilterOn::try_from(message.filter) {
+            Ok(master::FilterOn::Row) => FilterOn::Row,
+            Ok(master::FilterOn::RowColumn) => FilterOn::RowColumn,
+            Err(_) => return Err(invalid(format!("locality group {number}: unknown kind of filter"))),
+        };
+        Ok(LocalityGroup { number, block_bytes, compression, in_memory, filter })
     }
 }
 
@@ -287,6 +346,10 @@ impl From<&LocalityGroup> for master::LocalityGroupSchema {
             block_bytes: group.block_bytes,
             compression: compression.into(),
             in_memory: group.in_memory,
+            filter: match group.filter {
+                FilterOn::Row => master::FilterOn::Row.into(),
+                FilterOn::RowColumn => master::FilterOn::RowColumn.into(),
+            },
         }
     }
 }
@@ -335,7 +398,13 @@ mod tests {
             Family { name: "a".into(), id: FamilyId(7), gc, locality_group: 3 },
             Family { name: "b".into(), id: FamilyId(8), gc: GcRule::KeepAll, locality_group: 0 },
         ];
-        let group = LocalityGroup { number: 3, block_bytes: 65_536, compression: Compression::Zstd, in_memory: true };
+        let group = LocalityGroup {
+            number: 3,
+            block_bytes: 65_536,
+            compression: Compression::Zstd,
+            in_memory: true,
+            filter: FilterOn::RowColumn,
+        };
         let groups = vec![group];
         TableSchema { id: TableId(4), name: "t".into(), version: 9, families, groups, salt: 8, split_bytes: 77 }
     }

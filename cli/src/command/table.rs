@@ -7,7 +7,9 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use uruk_base::Env;
-use uruk_client::{Compression, FamilyChange, FamilySpec, GcRule, LocalityGroup, TableInfo, TableSchema, TableSpec};
+use uruk_client::{
+    Compression, FamilyChange, FamilySpec, FilterOn, GcRule, LocalityGroup, TableInfo, TableSchema, TableSpec,
+};
 
 use crate::command::admin::{self, parse_size};
 use crate::command::connect::Connect;
@@ -49,7 +51,8 @@ pub struct Create {
     /// A tablet above this size is split, such as 512MiB [default: the cluster's]
     #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, value_parser = parse_size)]
     split_bytes: u64,
-    /// How a locality group is kept: N, N:block=SIZE, N:compression=none|lz4|zstd, N:in-memory
+    /// How a locality group is kept: N, N:block=SIZE, N:compression=none|lz4|zstd, N:in-memory,
+    /// N:filter=row|row-column
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
     #[command(flatten)]
@@ -74,7 +77,8 @@ pub struct Alter {
     /// locality group: name:group=N
     #[arg(long, value_name = "FAMILY")]
     set_gc: Vec<String>,
-    /// Keep a locality group otherwise: N (as by default), N:block=SIZE, N:compression=none|lz4|zstd, N:in-memory
+    /// Keep a locality group otherwise: N (as by default), N:block=SIZE, N:compression=none|lz4|zstd, N:in-memory,
+    /// N:filter=row|row-column
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
     #[command(flatten)]
@@ -202,9 +206,10 @@ async fn describe(env: &Env, options: Named) -> Result<()> {
             let block =
                 if group.block_bytes == 0 { "default".to_owned() } else { human_bytes(group.block_bytes.into()) };
             let in_memory = if group.in_memory { "yes" } else { "no" };
-            vec![group.number.to_string(), block, show_compression(group.compression).to_owned(), in_memory.to_owned()]
+            let words = [show_compression(group.compression), in_memory, show_filter(group.filter)];
+            [group.number.to_string(), block].into_iter().chain(words.map(str::to_owned)).collect()
         });
-        print_table(&["LOCALITY GROUP", "BLOCK", "COMPRESSION", "IN MEMORY"], rows);
+        print_table(&["LOCALITY GROUP", "BLOCK", "COMPRESSION", "IN MEMORY", "FILTER"], rows);
     }
     Ok(())
 }
@@ -222,6 +227,7 @@ fn describe_json(table: &TableInfo) -> Value {
         "groups": schema.groups.iter().map(|group| json!({
             "number": group.number, "block_bytes": group.block_bytes,
             "compression": show_compression(group.compression), "in_memory": group.in_memory,
+            "filter": show_filter(group.filter),
         })).collect::<Vec<_>>(),
     })
 }
@@ -250,6 +256,13 @@ async fn alter(env: &Env, options: Alter) -> Result<()> {
         false => println!("altered table {}: schema version {}", options.name, altered.schema.version),
     }
     Ok(())
+}
+
+fn show_filter(filter: FilterOn) -> &'static str {
+    match filter {
+        FilterOn::Row => "row",
+        FilterOn::RowColumn => "row-column",
+    }
 }
 
 fn show_compression(compression: Compression) -> &'static str {
@@ -325,9 +338,9 @@ fn parse_family(text: &str) -> Result<FamilyText> {
     Ok(FamilyText { name: name.to_owned(), gc, group })
 }
 
-/// `2`, `2:block=64KiB:compression=zstd:in-memory`.
+/// `2`, `2:block=64KiB:compression=zstd:in-memory:filter=row-column`.
 fn parse_group(text: &str) -> Result<LocalityGroup> {
-    let how = "write N, N:block=SIZE, N:compression=none|lz4|zstd or N:in-memory";
+    let how = "write N, N:block=SIZE, N:compression=none|lz4|zstd, N:in-memory or N:filter=row|row-column";
     let mut parts = text.split(':');
     let number = parts.next().unwrap_or_default().parse().ok().with_context(|| format!("group {text:?}: {how}"))?;
     let mut group = LocalityGroup { number, ..LocalityGroup::default() };
@@ -343,6 +356,8 @@ fn parse_group(text: &str) -> Result<LocalityGroup> {
             ("compression", "lz4") => group.compression = Compression::Lz4,
             ("compression", "zstd") => group.compression = Compression::Zstd,
             ("in-memory", "") => group.in_memory = true,
+            ("filter", "row") => group.filter = FilterOn::Row,
+            ("filter", "row-column") => group.filter = FilterOn::RowColumn,
             _ => bail!("group {text:?}: {how}"),
         }
     }
@@ -398,11 +413,12 @@ mod tests {
 
     #[test]
     fn groups_parse_or_say_why_not() {
-        let group = parse_group("2:block=64KiB:compression=zstd:in-memory").unwrap();
+        let group = parse_group("2:block=64KiB:compression=zstd:in-memory:filter=row-column").unwrap();
+        assert_eq!(group.filter, FilterOn::RowColumn);
         assert_eq!((group.number, group.block_bytes, group.in_memory), (2, 65_536, true));
         assert_eq!(group.compression, Compression::Zstd);
         assert_eq!(parse_group("3").unwrap(), LocalityGroup { number: 3, ..LocalityGroup::default() });
-        for bad in ["", "x", "1:block=9T", "1:compression=gzip", "1:memory"] {
+        for bad in ["", "x", "1:block=9T", "1:compression=gzip", "1:memory", "1:filter=column"] {
             assert!(parse_group(bad).is_err(), "{bad}");
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use uruk_consensus::StateMachine;
-use uruk_proto::schema::{Family, GcRule, TableSchema};
+use uruk_proto::schema::{Compression, Family, FilterOn, GcRule, LocalityGroup, TableSchema};
 use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, ServerId, TableId, TabletId};
 
 use super::State;
@@ -440,4 +440,26 @@ impl FromStaticStr for Bytes {
     fn from_static_str(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
     }
+}
+
+#[test]
+fn a_locality_group_without_newer_options_is_stored_as_ever() {
+    for in_memory in [false, true] {
+        let group = LocalityGroup {
+            number: 3,
+            block_bytes: 300,
+            compression: Compression::Zstd,
+            in_memory,
+            ..LocalityGroup::default()
+        };
+        let stored = postcard::to_stdvec(&group).unwrap();
+        assert_eq!(stored, postcard::to_stdvec(&(3u32, 300u32, Compression::Zstd, in_memory)).unwrap());
+        for filter in [FilterOn::Row, FilterOn::RowColumn] {
+            let group = LocalityGroup { filter, ..group };
+            let stored = postcard::to_stdvec(&group).unwrap();
+            assert_eq!(postcard::from_bytes::<LocalityGroup>(&stored).unwrap(), group);
+        }
+    }
+    let unknown = postcard::to_stdvec(&(3u32, 300u32, Compression::Zstd, 4u8)).unwrap();
+    assert!(postcard::from_bytes::<LocalityGroup>(&unknown).is_err());
 }

@@ -129,6 +129,7 @@ fn local_group(random: &Random) -> LocalityGroup {
         block_bytes: *random_of(random, &[0, 300, 5000]),
         compression: *random_of(random, &[schema::Compression::Auto, schema::Compression::None]),
         in_memory: random.range(0..2) == 0,
+        ..LocalityGroup::default()
     }
 }
 
