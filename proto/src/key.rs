@@ -74,6 +74,12 @@ pub fn put_family(out: &mut Vec<u8>, family: FamilyId) {
     out.extend_from_slice(&bytes[zeros..]);
 }
 
+/// Appends what stands before the suffix in the key of a family's deletion, given the row's prefix in `out`.
+pub fn put_family_deletion(out: &mut Vec<u8>, family: FamilyId) {
+    put_family(out, family);
+    out.push(TAG_FAMILY);
+}
+
 /// Appends the prefix of all keys of one column, given the row's prefix in `out`.
 pub fn put_column(out: &mut Vec<u8>, family: FamilyId, qualifier: &[u8]) {
     put_family(out, family);
@@ -125,8 +131,7 @@ pub fn parse_delete_column_value(value: &[u8]) -> Result<(i64, i64), DecodeError
 /// The key of a family deletion.
 pub fn delete_family(row: &[u8], family: FamilyId, seq: SeqNo) -> Vec<u8> {
     let mut out = row_prefix(row);
-    put_family(&mut out, family);
-    out.push(TAG_FAMILY);
+    put_family_deletion(&mut out, family);
     put_suffix(&mut out, i64::MAX, seq, Kind::DeleteFamily);
     out
 }

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use uruk_proto::{FamilyId, SeqNo, key};
 use uruk_tabletserver::engine::EngineConfig;
 use uruk_tabletserver::engine::sstable::format::{Compression, Handle, index_value, unpack_payload};
+use uruk_tabletserver::engine::sstable::row_filter::FilterKind;
 use uruk_tabletserver::engine::sstable::skip::Facts;
 use uruk_tabletserver::engine::sstable::{TableBuilder, inspect};
 
-fn table(compression: Compression) -> Bytes {
-    let config = EngineConfig { block_bytes: 256, ..EngineConfig::default() };
-    let mut builder = TableBuilder::new(&config, compression, 1);
+fn table(compression: Compression, filter: FilterKind) -> Bytes {
+    let config = EngineConfig { block_bytes: 256, filter_partition_bytes: 16, ..EngineConfig::default() };
+    let mut builder = TableBuilder::new(&config, compression, 1).with_filter(filter);
     for i in 0..40u64 {
         let row = format!("row-{i:03}");
         let (key, value) = match i % 8 {
@@ -39,16 +40,22 @@ fn put(folder: &Path, target: &str, name: &str, data: &[u8]) -> io::Result<()> {
 
 fn main() -> io::Result<()> {
     let folder = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "fuzz/corpus".to_owned()));
-    for compression in [Compression::Raw, Compression::Lz4, Compression::Zstd] {
+    for (compression, filter) in [
+        (Compression::Raw, FilterKind::Row),
+        (Compression::Lz4, FilterKind::RowColumn),
+        (Compression::Zstd, FilterKind::RowColumn),
+    ] {
         let name = format!("{compression:?}").to_lowercase();
-        let file = table(compression);
+        let file = table(compression, filter);
         let report = inspect::inspect(&file);
         let footer = report.footer.expect("a good file");
         put(&folder, "table_file", &name, &file)?;
         put(&folder, "footer", &name, &file[footer.root.end() as usize..])?;
         let stored = |handle: Handle| file.slice(handle.offset as usize..handle.end() as usize);
         let payload = |handle: Handle| unpack_payload(&stored(handle), handle.offset).expect("a good block");
-        put(&folder, "bloom", &name, &payload(footer.filter))?;
+        for (i, filter) in report.filters.iter().enumerate() {
+            put(&folder, "bloom", &format!("{name}-{i}"), &payload(*filter))?;
+        }
         put(&folder, "properties", &name, &payload(footer.properties))?;
         put(&folder, "block", &format!("{name}-root"), &payload(footer.root))?;
         for (i, block) in report.blocks.iter().enumerate() {
@@ -57,7 +64,9 @@ fn main() -> io::Result<()> {
             let stored = stored(block.handle);
             put(&folder, "stored_block", &format!("{name}-{i}"), &stored[..stored.len() - 4])?;
             put(&folder, "internal_key", &format!("{name}-{i}"), &block.key_first)?;
-            put(&folder, "index_value", &format!("{name}-{i}"), &index_value(block.handle, &Facts::NONE))?;
+            put(&folder, "index_value", &format!("{name}-{i}"), &index_value(block.handle, &Facts::NONE, None))?;
+            let in_root = index_value(block.handle, &Facts::NONE, Some(block.handle));
+            put(&folder, "index_value", &format!("{name}-root-{i}"), &in_root)?;
         }
     }
     Ok(())

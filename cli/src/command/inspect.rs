@@ -13,6 +13,7 @@ use uruk_dfs_sim::format::inspect as store;
 use uruk_proto::key::KeyRef;
 use uruk_tabletserver::engine::sstable::format::MAGIC;
 use uruk_tabletserver::engine::sstable::inspect::{TableReport, inspect};
+use uruk_tabletserver::engine::sstable::row_filter::FilterKind;
 use uruk_tabletserver::server::inspect as server;
 
 use crate::output::{human_bytes, human_count, print_table, show_bytes};
@@ -176,7 +177,13 @@ fn print_report(options: &Inspect, report: &TableReport) {
             row("written", format!("{} µs since 1970", properties.written_micros));
         }
     }
-    row("filter", human_bytes(report.filter_bytes as u64));
+    let knows = match report.properties.as_ref().and_then(|properties| properties.filter) {
+        Some(FilterKind::RowColumn) => "rows and columns",
+        Some(FilterKind::Row) | None => "rows",
+    };
+    let filters = report.filters.len() as u64;
+    row("filters on", if filters > 0 { knows.to_owned() } else { "nothing".to_owned() });
+    row("filters", format!("{}, {}", human_count(filters), human_bytes(report.filter_bytes as u64)));
     row("index partitions", human_count(report.partitions.len() as u64));
     let unpacked: usize = report.blocks.iter().map(|block| block.bytes).sum();
     let stored: u64 = report.blocks.iter().map(|block| u64::from(block.handle.len)).sum();

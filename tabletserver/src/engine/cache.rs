@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
@@ -13,6 +14,7 @@ use uruk_base::metrics::Counter;
 
 use super::error::EngineError;
 use super::sstable::Block;
+use super::sstable::bloom::Bloom;
 
 /// Which block: the file's number in this process, its offset there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -23,14 +25,50 @@ pub struct BlockId {
     pub offset: u64,
 }
 
+/// What a block is when it is unpacked.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// Entries.
+    Block(Block),
+    /// The filter of an index partition.
+    Filter(Arc<Bloom>),
+}
+
+impl Piece {
+    /// Bytes in memory.
+    pub fn len(&self) -> usize {
+        match self {
+            Piece::Block(block) => block.len(),
+            Piece::Filter(filter) => filter.len(),
+        }
+    }
+
+    /// Whether it has no bytes; never so.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How readily a block makes room for others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Priority {
+    /// Data: what is read once goes first.
+    Low,
+    /// Index and filters, of which a byte serves reads of many blocks: it starts as if it had been read often.
+    High,
+}
+
 /// Blocks of all tablets.
 pub struct BlockCache {
-    blocks: Cache<BlockId, Block, BlockWeight, FixedState>,
+    blocks: Cache<BlockId, Piece, PieceWeight, FixedState>,
     hits: Counter,
     misses: Counter,
 }
 
 const SHARDS: usize = 16;
+/// The cache remembers no more references of an entry: one takes it among the hot ones when its turn to go comes, the
+/// other keeps it there for a round.
+const HIGH_REFERENCES: usize = 2;
 /// What an entry costs besides its block.
 const ENTRY_OVERHEAD_BYTES: u64 = 128;
 const TYPICAL_BLOCK_BYTES: u64 = 16 << 10;
@@ -45,7 +83,7 @@ impl BlockCache {
             .build()
             .expect("shards, items and weight are given");
         BlockCache {
-            blocks: Cache::with_options(options, BlockWeight, FixedState, DefaultLifecycle::default()),
+            blocks: Cache::with_options(options, PieceWeight, FixedState, DefaultLifecycle::default()),
             hits: metrics.register(
                 "uruk_tabletserver_block_cache_hits",
                 "Blocks found in the cache.",
@@ -60,7 +98,8 @@ impl BlockCache {
     }
 
     /// The block, if it is here.
-    pub fn get(&self, id: BlockId) -> Option<Block> {
+    #[inline]
+    pub fn get(&self, id: BlockId) -> Option<Piece> {
         let block = self.blocks.get(&id)?;
         self.hits.inc();
         Some(block)
@@ -70,19 +109,24 @@ impl BlockCache {
     pub async fn get_or_load(
         &self,
         id: BlockId,
-        load: impl Future<Output = Result<Block, EngineError>>,
-    ) -> Result<Block, EngineError> {
-        self.blocks
-            .get_or_insert_async(&id, async {
-                self.misses.inc();
-                load.await
-            })
-            .await
+        priority: Priority,
+        load: impl Future<Output = Result<Piece, EngineError>>,
+    ) -> Result<Piece, EngineError> {
+        let load = async {
+            self.misses.inc();
+            load.await
+        };
+        let piece = self.blocks.get_or_insert_async(&id, load).await?;
+        if priority == Priority::High {
+            // Each counts as a reference.
+            (0..HIGH_REFERENCES).for_each(|_| drop(self.blocks.get(&id)));
+        }
+        Ok(piece)
     }
 
     /// Adds a block that was read ahead.
     pub fn insert(&self, id: BlockId, block: Block) {
-        self.blocks.insert(id, block);
+        self.blocks.insert(id, Piece::Block(block));
     }
 
     /// Counts a block that was read around the cache.
@@ -113,11 +157,11 @@ impl std::fmt::Debug for BlockCache {
 }
 
 #[derive(Clone)]
-struct BlockWeight;
+struct PieceWeight;
 
-impl Weighter<BlockId, Block> for BlockWeight {
-    fn weight(&self, _: &BlockId, block: &Block) -> u64 {
-        block.len() as u64 + ENTRY_OVERHEAD_BYTES
+impl Weighter<BlockId, Piece> for PieceWeight {
+    fn weight(&self, _: &BlockId, piece: &Piece) -> u64 {
+        piece.len() as u64 + ENTRY_OVERHEAD_BYTES
     }
 }
 
@@ -163,10 +207,11 @@ mod tests {
         let id = BlockId { file: 1, offset: 2 };
         let load = || async {
             tokio::task::yield_now().await;
-            Ok(block(10))
+            Ok(Piece::Block(block(10)))
         };
-        let (a, b) = tokio::join!(cache.get_or_load(id, load()), cache.get_or_load(id, load()));
-        assert_eq!(a.unwrap(), b.unwrap());
+        let (a, b) =
+            tokio::join!(cache.get_or_load(id, Priority::Low, load()), cache.get_or_load(id, Priority::Low, load()));
+        assert_eq!(a.unwrap().len(), b.unwrap().len());
         assert_eq!(cache.misses(), 1);
         assert!(cache.get(id).is_some());
         assert_eq!(cache.hits(), 1);
@@ -177,8 +222,24 @@ mod tests {
         let cache = BlockCache::new(1 << 20, &Metrics::new());
         let id = BlockId { file: 1, offset: 2 };
         let error = EngineError::MissingFile { file: "f".into() };
-        assert_eq!(cache.get_or_load(id, async { Err(error.clone()) }).await, Err(error));
-        assert!(cache.get_or_load(id, async { Ok(block(1)) }).await.is_ok());
+        let failed = cache.get_or_load(id, Priority::High, async { Err(error.clone()) }).await;
+        assert_eq!(failed.map(|_| ()), Err(error));
+        assert!(cache.get_or_load(id, Priority::High, async { Ok(Piece::Block(block(1))) }).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_has_high_priority_outlives_a_scan() {
+        let cache = BlockCache::new(1 << 20, &Metrics::new());
+        let id = |offset| BlockId { file: 1, offset };
+        // Until it is full everything is welcome.
+        (1_000..1_500).for_each(|offset| cache.insert(id(offset), block(4 << 10)));
+        for offset in 0..10 {
+            let priority = if offset < 5 { Priority::High } else { Priority::Low };
+            cache.get_or_load(id(offset), priority, async { Ok(Piece::Block(block(4 << 10))) }).await.unwrap();
+        }
+        (100..600).for_each(|offset| cache.insert(id(offset), block(4 << 10)));
+        let kept = |offset: &u64| cache.get(id(*offset)).is_some();
+        assert_eq!((0..10).filter(kept).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
     #[test]

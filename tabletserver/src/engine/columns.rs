@@ -5,11 +5,16 @@
 
 use uruk_proto::FamilyId;
 use uruk_proto::key;
-use uruk_proto::schema::{GcRule, TableSchema};
+use uruk_proto::schema::{FilterOn, GcRule, TableSchema};
 
 use super::compaction::policy::{age_bound, longest};
 use super::filter::{Filter, Qualifiers};
+use super::sstable::row_filter::RowProbe;
 use super::sstable::skip::{Wanted, family_bit};
+
+/// Filters are asked for columns of at most so many families: each asks for a column and a deletion, and one wrong
+/// answer makes the others useless.
+const PROBED_FAMILIES_MAX: usize = 4;
 
 /// The wanted columns of one family.
 #[derive(Clone, Debug)]
@@ -43,6 +48,8 @@ pub struct Columns {
     age_max: Option<u64>,
     /// Whether some rule counts versions, so that also cells count that are not wanted.
     counts_versions: bool,
+    /// Whether it is one column of each family, which filters may know.
+    probes_columns: bool,
 }
 
 impl Columns {
@@ -62,7 +69,14 @@ impl Columns {
             })
             .collect();
         families.sort_by_key(|columns| columns.family);
+        let knows_columns = |columns: &FamilyColumns| {
+            let group = schema.family_by_id(columns.family).map(|family| schema.group(family.locality_group));
+            group.is_some_and(|group| group.filter == FilterOn::RowColumn)
+        };
         Columns {
+            probes_columns: matches!(filter.qualifiers, Qualifiers::Exactly(_))
+                && families.len() <= PROBED_FAMILIES_MAX
+                && families.iter().any(knows_columns),
             family_bits: families.iter().fold(0, |bits, columns| bits | family_bit(columns.family)),
             age_max: longest(families.iter().map(|columns| age_bound(&columns.gc))),
             counts_versions: families.iter().any(|columns| counts_versions(&columns.gc)),
@@ -81,6 +95,17 @@ impl Columns {
             timestamp_min: if filter.timestamp_min > 0 { filter.timestamp_min.max(alive_from) } else { alive_from },
             timestamp_end: timestamp_end.unwrap_or(i64::MAX),
             families: if filter.families.is_some() { self.family_bits } else { u64::MAX },
+        }
+    }
+
+    /// What to ask filters about them in a row, given its prefix.
+    pub fn probe(&self, row_prefix: Vec<u8>) -> RowProbe {
+        match self.probes_columns {
+            true => {
+                let columns = self.families.iter().map(|columns| (columns.family, &columns.low[..]));
+                RowProbe::columns(row_prefix, columns)
+            }
+            false => RowProbe::row(row_prefix),
         }
     }
 

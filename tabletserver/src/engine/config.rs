@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uruk_proto::schema::{self, TableSchema};
 
 use super::sstable::format::Compression;
+use super::sstable::row_filter::FilterKind;
 
 /// Limits and sizes of the storage engine.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -17,15 +18,18 @@ pub struct EngineConfig {
     pub compression: Compression,
     /// How major compactions do, whose output stays longest.
     pub compression_major: Compression,
-    /// Bloom filter size; 0 for none.
+    /// Bloom filter size, for each row (and each of its columns, where filters know them); 0 for none.
     pub bloom_bits_per_row: usize,
+    /// A filter ends, and its index partition with it, with the data block that takes it to this size.
+    pub filter_partition_bytes: usize,
     /// Files below this are written with one `put`, the others in parts.
     pub put_bytes_max: usize,
     /// Size of those parts.
     pub multipart_part_bytes: usize,
     /// Weight of all cached blocks of all tablets.
     pub block_cache_bytes: u64,
-    /// Index partitions of open files that stay in memory beside the cache.
+    /// Index partitions and filters of open files that stay in memory beside the cache; beyond it they go through
+    /// the cache at high priority.
     pub index_pinned_bytes_max: u64,
     /// Blocks of files of in-memory locality groups that are kept whatever else is read; beyond it they go
     /// through the cache like any block.
@@ -78,6 +82,7 @@ impl Default for EngineConfig {
             compression: Compression::Lz4,
             compression_major: Compression::Zstd,
             bloom_bits_per_row: 10,
+            filter_partition_bytes: 32 << 10,
             put_bytes_max: 64 << 20,
             multipart_part_bytes: 8 << 20,
             block_cache_bytes: 256 << 20,
@@ -116,6 +121,8 @@ pub struct GroupOptions {
     pub compression_major: Compression,
     /// Blocks stay in memory once they were read, as far as `in_memory_bytes_max` allows.
     pub in_memory: bool,
+    /// What files' filters know.
+    pub filter: FilterKind,
 }
 
 impl GroupOptions {
@@ -132,7 +139,11 @@ impl GroupOptions {
             0 => config.block_bytes,
             bytes => bytes as usize,
         };
-        GroupOptions { block_bytes, compression, compression_major, in_memory: group.in_memory }
+        let filter = match group.filter {
+            schema::FilterOn::Row => FilterKind::Row,
+            schema::FilterOn::RowColumn => FilterKind::RowColumn,
+        };
+        GroupOptions { block_bytes, compression, compression_major, in_memory: group.in_memory, filter }
     }
 }
 
@@ -153,6 +164,11 @@ impl EngineConfig {
             ((256..=4 << 20).contains(&self.block_bytes), "block_bytes", "is not within 256 bytes and 4 MiB"),
             ((1..=1024).contains(&self.block_restart_interval), "block_restart_interval", "is not within 1 and 1024"),
             (self.bloom_bits_per_row <= 64, "bloom_bits_per_row", "is above 64"),
+            (
+                (1..=4 << 20).contains(&self.filter_partition_bytes),
+                "filter_partition_bytes",
+                "is not within 1 byte and 4 MiB",
+            ),
             (self.put_bytes_max <= 1 << 30, "put_bytes_max", "is above 1 GiB"),
             (
                 (5 << 20..=1 << 30).contains(&self.multipart_part_bytes),

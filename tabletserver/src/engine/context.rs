@@ -10,7 +10,7 @@ use super::cache::BlockCache;
 use super::config::{ConfigError, EngineConfig};
 use super::rate::CompactionRate;
 use super::sstable::FileTable;
-use super::sstable::file::{IndexPins, Resident};
+use super::sstable::pins::{IndexPins, Resident};
 
 /// Shared by all tablets of one server.
 pub struct EngineContext {
@@ -38,7 +38,7 @@ impl EngineContext {
         self.compaction_rate.bytes_per_second()
     }
 
-    /// Bytes of index partitions that are pinned.
+    /// Bytes of index partitions and filters that are pinned.
     pub fn index_pinned_bytes(&self) -> u64 {
         self.files.pinned_bytes()
     }

@@ -10,8 +10,9 @@ use uruk_proto::DecodeError;
 
 use super::error::EngineError;
 use super::memtable::{Memtable, MemtableCursor};
+use super::sstable::FileHandle;
 use super::sstable::cursor::{CursorState, FileCursor, ReadOptions};
-use super::sstable::{FileHandle, bloom};
+use super::sstable::row_filter::RowProbe;
 
 /// One sorted source.
 #[derive(Debug)]
@@ -116,19 +117,19 @@ impl Merge {
 
     /// To the first entry in `[target, upper)` (upper empty: no bound).
     pub fn seek(&mut self, target: &[u8], upper: &[u8]) -> Result<(), EngineError> {
-        self.seek_filtered(target, upper, None)
+        self.seek_probing(target, upper, None)
     }
 
-    /// To the first entry of a row, given its prefix; skips files whose filter excludes it.
-    pub fn seek_row(&mut self, row_prefix: &[u8], upper: &[u8]) -> Result<(), EngineError> {
-        self.seek_filtered(row_prefix, upper, Some(bloom::row_hash(row_prefix)))
+    /// To the first entry of a row that ends before `upper`; leaves out files whose filters exclude what is sought.
+    pub fn seek_row(&mut self, probe: &Arc<RowProbe>, upper: &[u8]) -> Result<(), EngineError> {
+        self.seek_probing(&probe.row.prefix, upper, Some(probe))
     }
 
-    fn seek_filtered(&mut self, target: &[u8], upper: &[u8], row_hash: Option<u64>) -> Result<(), EngineError> {
+    fn seek_probing(&mut self, target: &[u8], upper: &[u8], probe: Option<&Arc<RowProbe>>) -> Result<(), EngineError> {
         for source in &mut self.sources {
             match source {
                 Source::Memtable(cursor) => cursor.seek(target, upper),
-                Source::File(cursor) => cursor.seek(target, upper, row_hash)?,
+                Source::File(cursor) => cursor.seek(target, upper, probe)?,
             }
         }
         self.rebuild();

@@ -20,7 +20,7 @@ use uruk_base::{Env, Random, Tasks};
 use uruk_proto::cell_batch::{self, Row};
 use uruk_proto::master::{FileRef, LocalityGroupFiles, MetaRow};
 use uruk_proto::mutation::Mutation;
-use uruk_proto::schema::{self, Family, GcRule, LocalityGroup, TableSchema};
+use uruk_proto::schema::{self, Family, FilterOn, GcRule, LocalityGroup, TableSchema};
 use uruk_proto::{Epoch, FamilyId, RowRange, SeqNo, TableId};
 
 use super::compaction::policy::Reason;
@@ -75,7 +75,8 @@ fn context(random: &Random, clock: &Arc<TestClock>, objects: &Arc<InMemory>) -> 
     let config = EngineConfig {
         block_bytes: pick(&[256, 400, 4096]),
         block_restart_interval: pick(&[1, 3, 16]),
-        bloom_bits_per_row: pick(&[0, 10]),
+        bloom_bits_per_row: pick(&[0, 10, 10]),
+        filter_partition_bytes: pick(&[1, 8, 4096]),
         block_cache_bytes: pick(&[0, 4096, 1 << 20]) as u64,
         readahead_bytes_max: pick(&[0, 300, 4096]),
         scan_batch_bytes: pick(&[1, 60, 500, 1 << 20]),
@@ -118,18 +119,18 @@ fn schema(random: &Random, version: u64, moves: bool) -> TableSchema {
         name: "t".into(),
         version,
         families: FAMILIES.iter().enumerate().map(family).collect(),
-        groups: vec![local_group(random)],
+        groups: vec![local_group(random, 0), local_group(random, 7)],
         ..TableSchema::default()
     }
 }
 
-fn local_group(random: &Random) -> LocalityGroup {
+fn local_group(random: &Random, number: u32) -> LocalityGroup {
     LocalityGroup {
-        number: 7,
+        number,
         block_bytes: *random_of(random, &[0, 300, 5000]),
         compression: *random_of(random, &[schema::Compression::Auto, schema::Compression::None]),
         in_memory: random.range(0..2) == 0,
-        ..LocalityGroup::default()
+        filter: *random_of(random, &[FilterOn::Row, FilterOn::RowColumn]),
     }
 }
 
@@ -483,7 +484,11 @@ impl World {
 
         let row = self.row_key();
         let targets = ScanTargets::Rows(vec![row.clone()]);
-        let request = ScanRequest { targets, filter: self.filter(), rows_limit: 0, reverse: false, fill_cache: true };
+        let mut filter = self.filter();
+        if self.chance(3) {
+            filter.qualifiers = Qualifiers::Exactly(self.qualifier());
+        }
+        let request = ScanRequest { targets, filter, rows_limit: 0, reverse: false, fill_cache: true };
         let expected = model.read(&request, self.clock.wall_micros()).pop().map_or(Vec::new(), |row| row.cells);
         assert_eq!(view.get(&row, &request.filter).await.unwrap().cells, expected, "{request:?}");
     }

@@ -7,6 +7,8 @@
 //!
 //! Invariant: a point read that answers sees exactly what a walk over the same view sees.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::future::try_join_all;
 use uruk_proto::cell_batch::BatchBuilder;
@@ -16,11 +18,12 @@ use super::columns::step_behind;
 use super::error::EngineError;
 use super::memtable::MemtableCursor;
 use super::scan::{QualifierMemo, RowState, ScanBatch, Verdict, judge};
+use super::sstable::FileHandle;
 use super::sstable::block::BlockCursor;
-use super::sstable::file::Tail;
 use super::sstable::format::{Handle, unpack_facts};
+use super::sstable::row_filter::RowProbe;
 use super::sstable::skip::Wanted;
-use super::sstable::{FileHandle, bloom};
+use super::sstable::tail::{Answer, Tail};
 use super::view::{ReadView, ScanRequest, ScanTargets};
 use super::visible::{Seen, Visibility};
 
@@ -37,10 +40,15 @@ pub(super) enum PointRead {
 
 /// The row sought.
 struct Target {
-    prefix: Vec<u8>,
-    hash: u64,
+    probe: RowProbe,
     wanted: Wanted,
     fill_cache: bool,
+}
+
+impl Target {
+    fn prefix(&self) -> &[u8] {
+        &self.probe.row.prefix
+    }
 }
 
 /// Where some of the row's entries are.
@@ -102,28 +110,29 @@ pub(super) async fn read(view: &ReadView, request: &ScanRequest) -> Result<Point
     let [row] = &rows[..] else { unreachable!("the caller has counted") };
     let columns = view.version.columns(&request.filter);
     let now = view.context.env.clock.wall_micros();
-    let prefix = key::row_prefix(row);
     let target = Target {
-        hash: bloom::row_hash(&prefix),
+        probe: columns.probe(key::row_prefix(row)),
         wanted: columns.wanted(&request.filter, now),
         fill_cache: request.fill_cache,
-        prefix,
     };
     let mut sources = Vec::new();
     for memtable in view.version.memtables_of(&columns) {
-        let mut upper = target.prefix.clone();
+        let mut upper = target.prefix().to_vec();
         step_behind(&mut upper);
         let mut cursor = MemtableCursor::new(memtable.clone());
-        cursor.seek(&target.prefix, &upper);
+        cursor.seek(target.prefix(), &upper);
         if cursor.is_at() {
             sources.push(Source::Memtable(cursor));
         }
     }
-    let covers = |file: &&FileHandle| file.covers(&target.prefix) && file.may_contain(Some(target.hash));
-    let mut files = view.version.files_of(&columns).map(|file| &**file).filter(covers);
+    let candidate = |file: &'_ Arc<FileHandle>| match file.covers(target.prefix()) {
+        true => Some(file.ask(&target.probe)).filter(|answer| *answer != Some(Answer::Absent)),
+        false => None,
+    };
+    let mut files = view.version.files_of(&columns).filter_map(|file| Some((&**file, candidate(file)?)));
     let found = match (files.next(), files.next()) {
         (None, _) => Vec::new(),
-        (Some(file), None) => match find(file, &target).await? {
+        (Some((file, answer)), None) => match find(file, answer, &target).await? {
             Found::Entries(source) => {
                 sources.push(source);
                 Vec::new()
@@ -133,7 +142,7 @@ pub(super) async fn read(view: &ReadView, request: &ScanRequest) -> Result<Point
         // Several, so their blocks are fetched at once.
         (Some(first), Some(second)) => {
             let files = [first, second].into_iter().chain(files);
-            try_join_all(files.map(|file| find(file, &target))).await?
+            try_join_all(files.map(|(file, answer)| find(file, answer, &target))).await?
         }
     };
     for found in found {
@@ -143,7 +152,7 @@ pub(super) async fn read(view: &ReadView, request: &ScanRequest) -> Result<Point
             Found::Large => return Ok(PointRead::Large),
         }
     }
-    let mut entries = Entries { sources, prefix: &target.prefix };
+    let mut entries = Entries { sources, prefix: target.prefix() };
     pack(view, request, row, now, &columns, &mut entries)
 }
 
@@ -215,31 +224,32 @@ fn pack(
     Ok(PointRead::Done(found.then(|| ScanBatch { data: batch.finish(), last_scanned: row.clone(), rows: 1 })))
 }
 
-/// What a file has of the row.
-async fn find<'a>(file: &'a FileHandle, target: &Target) -> Result<Found<'a>, EngineError> {
+/// What a file has of the row, after what its filters have answered already.
+async fn find<'a>(file: &'a FileHandle, answer: Option<Answer>, target: &Target) -> Result<Found<'a>, EngineError> {
     let table = &*file.file;
     let tail = match table.tail() {
         Some(tail) => tail,
         None => table.open().await?,
     };
-    if misses(tail, target) {
+    if misses(tail, target) || answer != Some(Answer::Maybe) && is_excluded(file, tail, target).await? {
         return Ok(Found::Nothing);
     }
     let damaged = |offset: u64| move |error: DecodeError| table.damaged(offset, &error);
-    let Some((value, next_partition)) = tail.root.lookup(&target.prefix).map_err(damaged(tail.blocks_end))? else {
+    let prefix = target.prefix();
+    let Some((partition, next_partition)) = tail.partition_of(prefix).map_err(damaged(tail.blocks_end))? else {
         return Ok(Found::Large);
     };
-    let handle = Handle::unpack(value, tail.blocks_end).map_err(damaged(tail.blocks_end))?;
+    let handle = partition.handle;
     let partition = match table.cached_partition(handle) {
         Some(partition) => partition,
         None if target.fill_cache => table.partition(handle).await?,
         None => table.block_uncached(handle).await?,
     };
-    let Some((value, next)) = partition.lookup(&target.prefix).map_err(damaged(handle.offset))? else {
+    let Some((value, next)) = partition.lookup(prefix).map_err(damaged(handle.offset))? else {
         return Ok(Found::Large);
     };
     // The separator of the next block has the row's prefix if and only if the row goes on there.
-    if next.or(next_partition).is_some_and(|separator| separator.starts_with(&target.prefix)) {
+    if next.or(next_partition).is_some_and(|separator| separator.starts_with(prefix)) {
         return Ok(Found::Large);
     }
     if target.wanted != Wanted::ALL
@@ -255,18 +265,35 @@ async fn find<'a>(file: &'a FileHandle, target: &Target) -> Result<Found<'a>, En
         None => table.block_uncached(handle).await?,
     };
     let mut cursor = BlockCursor::new(block);
-    match cursor.seek_prefix(&target.prefix).map_err(damaged(handle.offset))? {
+    match cursor.seek_prefix(prefix).map_err(damaged(handle.offset))? {
         true => Ok(Found::Entries(Source::Block { file, handle, cursor })),
         false => Ok(Found::Nothing),
     }
 }
 
-/// Whether filter or properties exclude that the file has something of the row.
+/// Whether filters exclude that the file has something of what is sought; reads them if they will stay.
+async fn is_excluded(file: &FileHandle, tail: &Tail, target: &Target) -> Result<bool, EngineError> {
+    let (mut reads, mut last) = (0, None);
+    loop {
+        match file.file.ask(tail, &target.probe) {
+            Answer::Absent => return Ok(true),
+            // The same once more: there is no room for it.
+            Answer::Unread(number) if last == Some(number) => return Ok(false),
+            Answer::Unread(number) if target.fill_cache && reads < target.probe.filters_read_max => {
+                (reads, last) = (reads + 1, Some(number));
+                let Some(filter) = tail.filter(number) else { return Ok(false) };
+                file.file.read_filter(filter).await?;
+            }
+            Answer::Maybe | Answer::Unread(_) => return Ok(false),
+        }
+    }
+}
+
+/// Whether properties exclude that the file has something of the row.
 fn misses(tail: &Tail, target: &Target) -> bool {
     let properties = &tail.properties;
-    let prefix = &target.prefix[..];
+    let prefix = target.prefix();
     target.wanted != Wanted::ALL && target.wanted.skips(&properties.facts())
         || properties.key_max[..] < *prefix
         || properties.key_min[..] > *prefix && !properties.key_min.starts_with(prefix)
-        || tail.filter.as_ref().is_some_and(|filter| !filter.may_contain(target.hash))
 }

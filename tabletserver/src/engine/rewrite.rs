@@ -30,6 +30,7 @@ use super::progress::Progress;
 use super::sstable::TableBuilder;
 use super::sstable::builder::BuiltTable;
 use super::sstable::cursor::CursorState;
+use super::sstable::row_filter::FilterKind;
 use super::sstable::upload::Upload;
 use super::visible::{Seen, Visibility};
 
@@ -83,7 +84,7 @@ pub async fn rewrite(
     let formats = groups.map(|group| {
         let options = GroupOptions::of(&context.config, schema, group);
         let compression = if output.is_major { options.compression_major } else { options.compression };
-        (group, Format { block_bytes: options.block_bytes, compression, written_micros })
+        (group, Format { block_bytes: options.block_bytes, compression, filter: options.filter, written_micros })
     });
     let rewrite = Rewrite {
         merge,
@@ -141,6 +142,7 @@ async fn run(context: &EngineContext, mut rewrite: Rewrite, files: &mut Files<'_
 struct Format {
     block_bytes: usize,
     compression: super::sstable::format::Compression,
+    filter: FilterKind,
     written_micros: i64,
 }
 
@@ -266,7 +268,8 @@ impl Rewrite {
         let open = self.open.entry(group).or_insert_with(|| {
             let format = &self.formats[&group];
             let builder = TableBuilder::new(&self.config, format.compression, format.written_micros);
-            Open { builder: builder.with_block_bytes(format.block_bytes), row: Vec::new() }
+            let builder = builder.with_block_bytes(format.block_bytes).with_filter(format.filter);
+            Open { builder, row: Vec::new() }
         });
         let (key, value) = (self.merge.key(), self.merge.value());
         open.builder.add(key, value).map_err(|error| self.merge.damaged(&error))?;

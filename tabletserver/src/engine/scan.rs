@@ -17,8 +17,10 @@ use super::error::EngineError;
 use super::filter::Filter;
 use super::merge::Merge;
 use super::point::{self, PointRead};
-use super::sstable::bloom;
+use super::sstable::FileHandle;
 use super::sstable::cursor::{CursorState, ReadOptions};
+use super::sstable::row_filter::RowProbe;
+use super::sstable::tail::Answer;
 use super::store::Version;
 use super::view::{ReadView, ScanRequest, ScanTargets};
 use super::visible::{Seen, Visibility};
@@ -228,8 +230,13 @@ impl Scan {
             wanted: columns.wanted(&request.filter, now),
         };
         let memtables = view.version.memtables_of(&columns);
-        let row_hash = single_row_hash(&request.targets);
-        let files = view.version.files_of(&columns).filter(|file| file.may_contain(row_hash));
+        let probe = match &request.targets {
+            ScanTargets::Rows(rows) if rows.len() == 1 => Some(columns.probe(key::row_prefix(&rows[0]))),
+            ScanTargets::Rows(_) | ScanTargets::Ranges(_) => None,
+        };
+        let may_matter =
+            |file: &&Arc<FileHandle>| probe.as_ref().is_none_or(|probe| file.ask(probe) != Some(Answer::Absent));
+        let files = view.version.files_of(&columns).filter(may_matter);
         let merge = Merge::new(memtables, files, options);
         Scan {
             merge,
@@ -300,7 +307,7 @@ impl Scan {
             None => Phase::Ended,
             Some(Target::Row(row)) => {
                 let prefix = key::row_prefix(&row);
-                self.seek_row(&prefix)?;
+                self.seek_row(self.columns.probe(prefix.clone()))?;
                 Phase::Walk(Then::RowLooked(prefix))
             }
             Some(Target::Range(range)) => {
@@ -317,10 +324,10 @@ impl Scan {
         Ok(())
     }
 
-    fn seek_row(&mut self, prefix: &[u8]) -> Result<(), EngineError> {
-        let mut upper = prefix.to_vec();
+    fn seek_row(&mut self, probe: RowProbe) -> Result<(), EngineError> {
+        let mut upper = probe.row.prefix.clone();
         step_behind(&mut upper);
-        self.merge.seek_row(prefix, &upper)
+        self.merge.seek_row(&Arc::new(probe), &upper)
     }
 
     /// Reverse: the last row before the bound is known.
@@ -333,7 +340,7 @@ impl Scan {
             self.merge.damaged(&uruk_proto::DecodeError { what: "key", offset: 0, why: "row without end" })
         })?;
         let row = last[..row_len].to_vec();
-        self.seek_row(&row)?;
+        self.seek_row(self.columns.probe(row.clone()).of_present())?;
         self.phase = Phase::Walk(Then::Before { row, low });
         Ok(())
     }
@@ -470,14 +477,6 @@ impl Scan {
         key::put_unescaped(&mut last_scanned, &self.last_scanned);
         let rows = self.batch.rows();
         ScanBatch { data: self.batch.finish(), last_scanned: last_scanned.into(), rows }
-    }
-}
-
-/// The hash of the only row that is asked for, if it is one.
-fn single_row_hash(targets: &ScanTargets) -> Option<u64> {
-    match targets {
-        ScanTargets::Rows(rows) if rows.len() == 1 => Some(bloom::row_hash(&key::row_prefix(&rows[0]))),
-        ScanTargets::Rows(_) | ScanTargets::Ranges(_) => None,
     }
 }
 

@@ -418,7 +418,7 @@ impl TabletStore {
     pub fn space(&self) -> (u64, u64) {
         let version = self.version.read().clone();
         version.groups.values().fold((0, 0), |(bytes, kept), group| {
-            let runs: Vec<space::Run<'_>> = group.files.iter().map(|file| run_of(file)).collect();
+            let runs: Vec<space::Run<'_>> = group.files.iter().map(|file| space::Run::of(file)).collect();
             (bytes + runs.iter().map(|run| run.bytes).sum::<u64>(), kept + space::kept_bytes(runs))
         })
     }
@@ -516,19 +516,6 @@ fn compaction_of(locality_group: u32, units: &[&[Arc<FileHandle>]], pick: Pick) 
     let inputs = units[pick.start..pick.end].concat().iter().map(|file| file.reference.clone()).collect();
     let kind = if pick.start == 0 && pick.end == units.len() { Kind::Major } else { Kind::Merging };
     Compaction { locality_group, inputs, kind, reason: pick.reason }
-}
-
-/// The keys that the reference covers, and that the file has as far as is known.
-fn run_of(file: &FileHandle) -> space::Run<'_> {
-    let known = file.file.properties().map(|known| (&known.key_min[..], &known.key_max[..]));
-    let (low, last) = known.unwrap_or_default();
-    let high = file.high();
-    let end = match (high.is_empty(), last.is_empty()) {
-        (is_open, true) => space::End { is_open, key: high, is_included: false },
-        (false, false) if high <= last => space::End { is_open: false, key: high, is_included: false },
-        (_, false) => space::End { is_open: false, key: last, is_included: true },
-    };
-    space::Run { low: low.max(file.low()), end, bytes: file.reference.bytes }
 }
 
 fn facts(unit: &[Arc<FileHandle>]) -> FileFacts {

@@ -8,6 +8,8 @@
 //! It is an estimate that errs both ways: new cells beside old ones in the same key range look like overhead until
 //! they are merged, and what is deleted, expired or one version too many within a run looks kept. It needs no reading.
 
+use super::super::sstable::FileHandle;
+
 /// Where a run's keys end; ordered by that.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct End<'a> {
@@ -34,6 +36,21 @@ pub struct Run<'a> {
     pub end: End<'a>,
     /// Stored bytes.
     pub bytes: u64,
+}
+
+impl Run<'_> {
+    /// The keys that the reference covers, and that the file has as far as is known.
+    pub fn of(file: &FileHandle) -> Run<'_> {
+        let known = file.file.properties().map(|known| (&known.key_min[..], &known.key_max[..]));
+        let (low, last) = known.unwrap_or_default();
+        let high = file.high();
+        let end = match (high.is_empty(), last.is_empty()) {
+            (is_open, true) => End { is_open, key: high, is_included: false },
+            (false, false) if high <= last => End { is_open: false, key: high, is_included: false },
+            (_, false) => End { is_open: false, key: last, is_included: true },
+        };
+        Run { low: low.max(file.low()), end, bytes: file.reference.bytes }
+    }
 }
 
 /// Bytes that a compaction of all these runs of one locality group would leave, estimated.

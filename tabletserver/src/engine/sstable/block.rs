@@ -173,6 +173,21 @@ impl Block {
         Ok(Some((&block.data[start..end], next)))
     }
 
+    /// In an index block: the number of the last entry at or before `target`. None when there is no such entry, or
+    /// when it takes a [`BlockCursor`] to tell.
+    pub fn position(&self, target: &[u8]) -> Result<Option<usize>, DecodeError> {
+        match self.0.all_restart {
+            true => Ok(self.0.restarts_before(target, Bound::At)?.checked_sub(1)),
+            false => Ok(None),
+        }
+    }
+
+    /// Key of the entry with this number, of a block for which [`Block::position`] gives numbers; None behind the
+    /// last.
+    pub fn key_at(&self, number: usize) -> Result<Option<&[u8]>, DecodeError> {
+        if number < self.0.restarts { self.0.restart_key(number).map(Some) } else { Ok(None) }
+    }
+
     /// Whether it has no entry.
     pub fn is_empty(&self) -> bool {
         self.0.entries_end == 0
@@ -268,7 +283,7 @@ impl Unpacked {
 
 /// The first eight bytes as a number that orders as they do; shorter ones count as if zeros followed.
 #[inline]
-fn word_of(bytes: &[u8]) -> u64 {
+pub(super) fn word_of(bytes: &[u8]) -> u64 {
     match bytes.first_chunk::<8>() {
         Some(chunk) => u64::from_be_bytes(*chunk),
         None => {

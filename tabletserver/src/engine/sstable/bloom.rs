@@ -1,9 +1,9 @@
-//! A bloom filter on rows: may a row be in this file?
+//! A bloom filter: may a row, or a column of it, be here? What of a file it is about, `row_filter` says.
 //!
 //! ```text
 //! filter := line* probes (1 byte)         line := 64 bytes
 //! ```
-//! A row picks one line by the upper half of its hash, and `probes` bits in that line by the lower
+//! A row (or column) picks one line by the upper half of its hash, and `probes` bits in that line by the lower
 //! half, so that a lookup touches one cache line (the layout that RocksDB calls FastLocalBloom; about
 //! 1 % false positives at 10 bits a row).
 
@@ -15,7 +15,7 @@ const LINE_BITS_LOG2: u32 = 9;
 /// Odd, with well-mixed bits: 2^64 divided by the golden ratio.
 const STEP: u32 = 0x9E37_79B9;
 
-/// The hash of a row, given its escaped prefix. Part of the format.
+/// The hash of a row, or of a column of it, given its escaped prefix. Part of the format.
 pub fn row_hash(row_prefix: &[u8]) -> u64 {
     const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
     let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(MULTIPLIER).rotate_left(29);
@@ -44,11 +44,11 @@ fn probes(hash: u64, lines: usize, probes: u8) -> impl Iterator<Item = (usize, u
     })
 }
 
-/// The filter for rows with these hashes.
-pub fn build(hashes: &[u64], bits_per_row: usize) -> Vec<u8> {
-    let lines = (hashes.len() * bits_per_row).div_ceil(LINE_BYTES * 8).max(1);
+/// The filter for what has these hashes.
+pub fn build(hashes: &[u64], bits_per_key: usize) -> Vec<u8> {
+    let lines = (hashes.len() * bits_per_key).div_ceil(LINE_BYTES * 8).max(1);
     // The optimum is bits × ln 2; a little fewer suits filters whose rows share lines.
-    let count = ((bits_per_row * 6) / 10).clamp(1, 30) as u8;
+    let count = ((bits_per_key * 6) / 10).clamp(1, 30) as u8;
     let mut out = vec![0; lines * LINE_BYTES];
     for hash in hashes {
         for (byte, bit) in probes(*hash, lines, count) {
@@ -79,7 +79,7 @@ impl Bloom {
         Ok(Bloom { data, lines, probes })
     }
 
-    /// False only when no row with this hash is in the file.
+    /// False only when nothing with this hash was added.
     pub fn may_contain(&self, hash: u64) -> bool {
         probes(hash, self.lines, self.probes).all(|(byte, bit)| self.data[byte] & bit != 0)
     }

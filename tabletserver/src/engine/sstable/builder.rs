@@ -9,15 +9,15 @@ use uruk_proto::key::KeyRef;
 
 use super::super::config::EngineConfig;
 use super::block::{BlockBuilder, shared_prefix_len};
-use super::bloom;
 use super::format::{BlockPacker, Compression, Footer, Handle, index_value};
 use super::properties::Properties;
+use super::row_filter::{FilterBuilder, FilterKind};
 use super::skip::Facts;
 
 /// Builds one file.
 pub struct TableBuilder {
     block_bytes: usize,
-    bloom_bits_per_row: usize,
+    filter_partition_bytes: usize,
     packer: BlockPacker,
     out: Vec<u8>,
     out_offset: u64,
@@ -30,8 +30,12 @@ pub struct TableBuilder {
     partition_facts: Facts,
     file_facts: Facts,
     root: BlockBuilder,
-    row_hashes: Vec<u64>,
+    /// Of the partitions that the filter under way is for: separator, handle, facts.
+    unfiltered: Vec<(Vec<u8>, Handle, Facts)>,
+    filter: FilterBuilder,
+    bloom_bits_per_row: usize,
     row_len: usize,
+    column_len: usize,
     last_key: Vec<u8>,
     properties: Properties,
 }
@@ -52,7 +56,7 @@ impl TableBuilder {
     pub fn new(config: &EngineConfig, compression: Compression, written_micros: i64) -> TableBuilder {
         TableBuilder {
             block_bytes: config.block_bytes,
-            bloom_bits_per_row: config.bloom_bits_per_row,
+            filter_partition_bytes: config.filter_partition_bytes,
             packer: BlockPacker::new(compression),
             out: Vec::new(),
             out_offset: 0,
@@ -64,11 +68,25 @@ impl TableBuilder {
             partition_facts: Facts::NONE,
             file_facts: Facts::NONE,
             root: BlockBuilder::new(1),
-            row_hashes: Vec::new(),
+            unfiltered: Vec::new(),
+            filter: FilterBuilder::new(FilterKind::Row, config.bloom_bits_per_row),
+            bloom_bits_per_row: config.bloom_bits_per_row,
             row_len: 0,
+            column_len: 0,
             last_key: Vec::new(),
-            properties: Properties { written_micros, ..Properties::empty() },
+            properties: Properties {
+                written_micros,
+                filter: (config.bloom_bits_per_row > 0).then_some(FilterKind::Row),
+                ..Properties::empty()
+            },
         }
+    }
+
+    /// With filters that know this instead.
+    pub fn with_filter(mut self, kind: FilterKind) -> TableBuilder {
+        self.filter = FilterBuilder::new(kind, self.bloom_bits_per_row);
+        self.properties.filter = (self.bloom_bits_per_row > 0).then_some(kind);
+        self
     }
 
     /// With blocks of this size instead.
@@ -88,11 +106,16 @@ impl TableBuilder {
         if self.properties.entries() == 0 {
             self.properties.key_min = Bytes::copy_from_slice(key);
         }
-        if self.row_len == 0 || !key.starts_with(&self.last_key[..self.row_len]) {
+        let is_same_row = self.row_len > 0 && key.starts_with(&self.last_key[..self.row_len]);
+        let is_same_column = is_same_row
+            && self.column_len == parts.column_len
+            && key[self.row_len..self.column_len] == self.last_key[self.row_len..self.column_len];
+        if !is_same_row {
             self.row_len = parts.row_len;
-            self.row_hashes.push(bloom::row_hash(parts.row_prefix()));
             self.properties.rows += 1;
         }
+        self.column_len = parts.column_len;
+        self.filter.add(&parts, is_same_row, is_same_column);
         if self.data.is_empty() && self.properties.entries() > 0 {
             let separator = shared_prefix_len(&self.last_key, key) + 1;
             self.data_separator.clear();
@@ -133,13 +156,10 @@ impl TableBuilder {
         if !self.partition.is_empty() {
             self.finish_partition();
         }
+        self.finish_filter();
         self.properties.key_max = Bytes::copy_from_slice(&self.last_key);
         self.properties.set_facts(&self.file_facts);
-        let mut filter = Handle { offset: self.offset(), len: 0 };
-        if self.bloom_bits_per_row > 0 {
-            let payload = bloom::build(&self.row_hashes, self.bloom_bits_per_row);
-            filter = self.put(&payload);
-        }
+        let filter = Handle { offset: self.offset(), len: 0 };
         let mut payload = Vec::new();
         self.properties.put(&mut payload);
         let properties = self.put(&payload);
@@ -157,10 +177,10 @@ impl TableBuilder {
         if self.partition.is_empty() {
             self.partition_separator.clone_from(&self.data_separator);
         }
-        self.partition.add(&self.data_separator, &index_value(handle, &self.data_facts));
+        self.partition.add(&self.data_separator, &index_value(handle, &self.data_facts, None));
         self.partition_facts.merge(&self.data_facts);
         self.data_facts = Facts::NONE;
-        if self.partition.len() >= self.block_bytes {
+        if self.partition.len() >= self.block_bytes || self.filter.bytes() >= self.filter_partition_bytes {
             self.finish_partition();
         }
     }
@@ -169,9 +189,23 @@ impl TableBuilder {
         let offset = self.offset();
         let handle = self.packer.put(&mut self.out, offset, self.partition.finish());
         self.partition.clear();
-        self.root.add(&self.partition_separator, &index_value(handle, &self.partition_facts));
+        self.unfiltered.push((self.partition_separator.clone(), handle, self.partition_facts));
         self.file_facts.merge(&self.partition_facts);
         self.partition_facts = Facts::NONE;
+        if self.filter.bytes() >= self.filter_partition_bytes {
+            self.finish_filter();
+        }
+    }
+
+    /// One filter for the partitions since the last, which the root names only now.
+    fn finish_filter(&mut self) {
+        if self.unfiltered.is_empty() {
+            return;
+        }
+        let filter = self.filter.finish().map(|filter| self.put(&filter));
+        for (separator, handle, facts) in std::mem::take(&mut self.unfiltered) {
+            self.root.add(&separator, &index_value(handle, &facts, filter));
+        }
     }
 
     fn put(&mut self, payload: &[u8]) -> Handle {

@@ -14,9 +14,11 @@ use uruk_proto::DecodeError;
 
 use super::super::error::EngineError;
 use super::block::{Block, BlockCursor};
-use super::file::{FileHandle, Tail};
+use super::file::FileHandle;
 use super::format::{Handle, unpack_facts};
+use super::row_filter::RowProbe;
 use super::skip::Wanted;
+use super::tail::{Answer, Tail};
 
 /// Where a cursor stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +61,8 @@ enum Goal {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Tail,
+    /// The filter with this number.
+    Filter(usize),
     Partition(Handle),
     Data(Handle),
 }
@@ -73,7 +77,10 @@ pub struct FileCursor {
     stage: Stage,
     target: Vec<u8>,
     upper: Vec<u8>,
-    row_hash: Option<u64>,
+    /// What is sought, if it is one row, and filters have not been asked yet.
+    probe: Option<Arc<RowProbe>>,
+    filters_read: u32,
+    filter_last: Option<usize>,
     root: Option<BlockCursor>,
     partition: Option<(Handle, BlockCursor)>,
     data: Option<(Handle, BlockCursor)>,
@@ -99,7 +106,9 @@ impl FileCursor {
             stage: Stage::Tail,
             target: Vec::new(),
             upper: Vec::new(),
-            row_hash: None,
+            probe: None,
+            filters_read: 0,
+            filter_last: None,
             root: None,
             partition: None,
             data: None,
@@ -135,10 +144,11 @@ impl FileCursor {
         self.data.as_ref().map_or(0, |(handle, _)| handle.offset)
     }
 
-    /// To the first entry in `[target, upper)` (upper empty: no bound). `row_hash`: the range is
-    /// this one row; a file whose filter excludes it has none.
-    pub fn seek(&mut self, target: &[u8], upper: &[u8], row_hash: Option<u64>) -> Result<(), EngineError> {
-        self.row_hash = row_hash;
+    /// To the first entry in `[target, upper)` (upper empty: no bound). With a `probe` the range is that row; a file
+    /// whose filters exclude it, or the columns that the probe names, has none.
+    pub fn seek(&mut self, target: &[u8], upper: &[u8], probe: Option<&Arc<RowProbe>>) -> Result<(), EngineError> {
+        self.probe = probe.cloned();
+        (self.filters_read, self.filter_last) = (0, None);
         self.upper.clear();
         self.upper.extend_from_slice(lesser_bound(upper, self.file.high()));
         self.seek_within(target)
@@ -154,7 +164,7 @@ impl FileCursor {
 
     /// To the last entry before `bound` (empty: no bound) and at or after `low`.
     pub fn seek_before(&mut self, bound: &[u8], low: &[u8]) -> Result<(), EngineError> {
-        self.row_hash = None;
+        self.probe = None;
         self.goal = Goal::Before;
         self.target.clear();
         self.target.extend_from_slice(lesser_bound(bound, self.file.high()));
@@ -187,6 +197,15 @@ impl FileCursor {
         let handle = match self.stage {
             Stage::Tail => {
                 self.file.file.open().await?;
+                return self.run();
+            }
+            Stage::Filter(number) => {
+                (self.filters_read, self.filter_last) = (self.filters_read + 1, Some(number));
+                let tail = self.file.file.open().await?;
+                if let Some(filter) = tail.filter(number) {
+                    self.file.file.read_filter(filter).await?;
+                }
+                self.stage = Stage::Tail;
                 return self.run();
             }
             Stage::Partition(handle) | Stage::Data(handle) => handle,
@@ -309,7 +328,7 @@ impl FileCursor {
     fn run(&mut self) -> Result<(), EngineError> {
         loop {
             let next = match self.stage {
-                Stage::Tail => self.run_tail()?,
+                Stage::Tail | Stage::Filter(_) => self.run_tail()?,
                 Stage::Partition(handle) => self.run_partition(handle)?,
                 Stage::Data(handle) => self.run_data(handle)?,
             };
@@ -333,6 +352,21 @@ impl FileCursor {
         let Some(tail) = file.file.tail() else { return Ok(Run::Stop(CursorState::Blocked)) };
         if self.misses(tail) {
             return Ok(Run::Stop(CursorState::End));
+        }
+        if let Some(probe) = &self.probe {
+            match file.file.ask(tail, probe) {
+                Answer::Absent => return Ok(Run::Stop(CursorState::End)),
+                // A filter that nobody keeps, or that there is no room for, is not worth the reading.
+                Answer::Unread(number)
+                    if self.options.fill_cache
+                        && self.filters_read < probe.filters_read_max
+                        && self.filter_last != Some(number) =>
+                {
+                    self.stage = Stage::Filter(number);
+                    return Ok(Run::Stop(CursorState::Blocked));
+                }
+                Answer::Maybe | Answer::Unread(_) => self.probe = None,
+            }
         }
         let root = self.root.get_or_insert_with(|| BlockCursor::new(tail.root.clone()));
         let found = match self.goal {
@@ -360,7 +394,7 @@ impl FileCursor {
         }
     }
 
-    /// Whether filter or key range exclude that the file has what is sought.
+    /// Whether what is known of the file excludes that the file has what is sought.
     fn misses(&self, tail: &Tail) -> bool {
         let properties = &tail.properties;
         if self.options.wanted.skips(&properties.facts()) {
@@ -374,7 +408,6 @@ impl FileCursor {
             Goal::AtOrAfter | Goal::Next => {
                 properties.key_max[..] < self.target[..]
                     || (!self.upper.is_empty() && properties.key_min[..] >= self.upper[..])
-                    || matches!((self.row_hash, &tail.filter), (Some(hash), Some(filter)) if !filter.may_contain(hash))
             }
         }
     }
@@ -451,7 +484,7 @@ impl FileCursor {
         }
         let cached = match self.stage {
             Stage::Partition(_) => self.file.file.cached_partition(handle),
-            Stage::Data(_) | Stage::Tail => self.file.file.cached(handle),
+            Stage::Data(_) | Stage::Tail | Stage::Filter(_) => self.file.file.cached(handle),
         };
         if cached.is_some() {
             return Ok(cached);

@@ -6,7 +6,7 @@ use uruk_proto::key::KeyRef;
 
 use super::block::{Block, BlockCursor};
 use super::bloom::Bloom;
-use super::format::{Footer, Handle, unpack_facts, unpack_payload};
+use super::format::{Footer, Handle, unpack_facts, unpack_partition, unpack_payload};
 use super::inspect;
 use super::properties::Properties;
 
@@ -74,7 +74,7 @@ pub fn properties(data: &[u8]) {
 
 /// What an index says of a block.
 pub fn index_value(data: &[u8]) {
-    let _ = (Handle::unpack(data, 1 << 40), unpack_facts(data));
+    let _ = (Handle::unpack(data, 1 << 40), unpack_facts(data), unpack_partition(data, 1 << 40));
 }
 
 /// A key and its parts.

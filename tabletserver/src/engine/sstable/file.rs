@@ -2,7 +2,8 @@
 //!
 //! A [`SstableFile`] is one file of the object store, shared by all tablets that name it; a
 //! [`FileHandle`] is one tablet's reference to it, clipped to that tablet's rows. Opening is lazy: the
-//! tail (filter, properties, index root) is read when the first reader needs it, in one ranged read.
+//! tail (properties, index root; before version 4 the filter) is read when the first reader needs it, in one ranged
+//! read; index partitions, their filters and data blocks when they are needed.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -14,20 +15,23 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::OnceCell;
-use uruk_base::Metrics;
-use uruk_base::metrics::Gauge;
 use uruk_proto::master::FileRef;
 use uruk_proto::{DecodeError, key};
 
-use super::super::cache::{BlockCache, BlockId};
+use super::super::cache::{BlockCache, BlockId, Piece, Priority};
 use super::super::error::EngineError;
-use super::block::{Block, BlockCursor};
+use super::block::Block;
 use super::bloom::Bloom;
 use super::format::{FOOTER_BYTES, Footer, Handle, unpack_block, unpack_payload};
+use super::pins::{IndexPins, Resident};
 use super::properties::Properties;
+use super::row_filter::RowProbe;
+use super::tail::{Answer, PartitionFilter, Tail};
 
-/// What a first read takes of a file's end beyond its filter: index root, properties, footer.
+/// What a first read takes of a file's end: index root, properties, footer. The root grows with the file, by an entry
+/// for each partition.
 const TAIL_EXTRA_BYTES: u64 = 8 << 10;
+const TAIL_SHARE: u64 = 4096;
 const TAIL_BYTES_MAX: u64 = 2 << 20;
 /// Files written and not installed yet that are remembered.
 const WRITTEN_MAX: usize = 64;
@@ -120,7 +124,6 @@ impl FileTable {
             number: self.next_number.fetch_add(1, Ordering::Relaxed),
             path,
             bytes: reference.bytes,
-            cells: reference.cells,
             store: self.store.clone(),
             cache: self.cache.clone(),
             pins: self.pins.clone(),
@@ -157,10 +160,10 @@ impl FileHandle {
         FileHandle { file, reference, low, high }
     }
 
-    /// False only when the file is open and its filter says that the row with this hash is not in it.
-    pub fn may_contain(&self, row_hash: Option<u64>) -> bool {
-        let filter = self.file.tail().and_then(|tail| tail.filter.as_ref());
-        !matches!((row_hash, filter), (Some(hash), Some(filter)) if !filter.may_contain(hash))
+    /// What filters in memory say of a look-up; None: the file is not open.
+    #[inline]
+    pub fn ask(&self, probe: &RowProbe) -> Option<Answer> {
+        self.file.tail().map(|tail| self.file.ask(tail, probe))
     }
 
     /// Whether the reference covers a row, given its prefix.
@@ -179,92 +182,12 @@ impl FileHandle {
     }
 }
 
-/// What is kept of an open file.
-#[derive(Debug)]
-pub struct Tail {
-    /// Index of the index partitions.
-    pub root: Block,
-    /// The rows, if the file was written with a filter.
-    pub filter: Option<Bloom>,
-    /// What the file says about itself.
-    pub properties: Properties,
-    /// End of the blocks that the index names.
-    pub blocks_end: u64,
-    /// The index partitions by offset, each kept here for good once it was read and there was room.
-    partitions: Vec<(u64, OnceCell<Block>)>,
-}
-
-impl Tail {
-    fn partition(&self, handle: Handle) -> Option<&OnceCell<Block>> {
-        let at = self.partitions.binary_search_by_key(&handle.offset, |(offset, _)| *offset).ok()?;
-        Some(&self.partitions[at].1)
-    }
-}
-
-/// Memory for index partitions that are pinned: read once, then kept for as long as their file is open, so
-/// that no scan pushes them out. Beyond the limit they go through the block cache like any block.
-#[derive(Debug)]
-pub struct IndexPins {
-    bytes_max: u64,
-    bytes: Gauge,
-}
-
-impl IndexPins {
-    /// Nothing is pinned.
-    pub fn new(bytes_max: u64, metrics: &Metrics) -> IndexPins {
-        let bytes = metrics.register(
-            "uruk_tabletserver_index_pinned_bytes",
-            "Index partitions kept in memory beside the block cache.",
-            Gauge::default(),
-        );
-        IndexPins { bytes_max, bytes }
-    }
-
-    /// Bytes that are pinned.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.get().max(0) as u64
-    }
-
-    fn has_room(&self) -> bool {
-        self.bytes() < self.bytes_max
-    }
-}
-
-/// Memory for the blocks of in-memory locality groups: read once, then kept for as long as their file is
-/// open.
-#[derive(Debug)]
-pub struct Resident {
-    bytes_max: u64,
-    bytes: Gauge,
-}
-
-impl Resident {
-    /// Nothing is kept.
-    pub fn new(bytes_max: u64, metrics: &Metrics) -> Resident {
-        let bytes = metrics.register(
-            "uruk_tabletserver_in_memory_group_bytes",
-            "Blocks of in-memory locality groups, kept beside the block cache.",
-            Gauge::default(),
-        );
-        Resident { bytes_max, bytes }
-    }
-
-    fn bytes(&self) -> u64 {
-        self.bytes.get().max(0) as u64
-    }
-
-    fn has_room(&self) -> bool {
-        self.bytes() < self.bytes_max
-    }
-}
-
 /// One file, opened when first needed.
 pub struct SstableFile {
     number: u64,
     path: Path,
     /// As the first reference says that was opened: of the whole file, or of a half's share of it.
     bytes: u64,
-    cells: u64,
     store: Arc<dyn ObjectStore>,
     cache: Arc<BlockCache>,
     pins: Arc<IndexPins>,
@@ -273,7 +196,7 @@ pub struct SstableFile {
     /// Whether its blocks stay in memory.
     is_resident: AtomicBool,
     /// Those that do, by offset.
-    resident_blocks: RwLock<BTreeMap<u64, Block>>,
+    resident_blocks: RwLock<BTreeMap<u64, Piece>>,
     resident_bytes: AtomicU64,
     /// Its properties, if this process wrote it.
     written: Option<Properties>,
@@ -308,25 +231,97 @@ impl SstableFile {
         self.tail.get_or_try_init(|| self.read_tail()).await
     }
 
+    /// What its filters in memory say of a look-up.
+    #[inline]
+    pub fn ask(&self, tail: &Tail, probe: &RowProbe) -> Answer {
+        tail.ask(probe, |filter, hash| self.knows(filter, hash))
+    }
+
+    /// Whether a filter knows a hash; None when it is not in memory.
+    #[inline]
+    fn knows(&self, filter: &PartitionFilter, hash: u64) -> Option<bool> {
+        if let Some(filter) = filter.pinned.get() {
+            return Some(filter.may_contain(hash));
+        }
+        match self.cached_piece(filter.handle)? {
+            Piece::Filter(filter) => Some(filter.may_contain(hash)),
+            Piece::Block(_) => None,
+        }
+    }
+
+    /// Reads a filter: it is pinned if there is room, else in the cache.
+    pub async fn read_filter(&self, filter: &PartitionFilter) -> Result<(), EngineError> {
+        let handle = filter.handle;
+        if !self.pins.has_room() {
+            let load = async { Ok(Piece::Filter(Arc::new(self.load_filter(handle).await?))) };
+            return self.piece(handle, Priority::High, load).await.map(drop);
+        }
+        let load = async {
+            self.cache.count_miss();
+            let filter = self.load_filter(handle).await?;
+            self.note_pinned(filter.len());
+            Ok(filter)
+        };
+        filter.pinned.get_or_try_init(|| load).await.map(drop)
+    }
+
+    async fn load_filter(&self, handle: Handle) -> Result<Bloom, EngineError> {
+        let stored = self.read(handle.offset, u64::from(handle.len)).await?;
+        let filter = unpack_payload(&stored, handle.offset).and_then(Bloom::parse);
+        filter.map_err(|error| self.damaged(handle.offset, &error))
+    }
+
+    fn note_pinned(&self, bytes: usize) {
+        self.pinned_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.pins.bytes.inc_by(bytes as i64);
+    }
+
     /// A block that is in memory.
+    #[inline]
     pub fn cached(&self, handle: Handle) -> Option<Block> {
+        match self.cached_piece(handle)? {
+            Piece::Block(block) => Some(block),
+            Piece::Filter(_) => None,
+        }
+    }
+
+    #[inline]
+    fn cached_piece(&self, handle: Handle) -> Option<Piece> {
         if self.is_resident()
-            && let Some(block) = self.resident_blocks.read().get(&handle.offset)
+            && let Some(piece) = self.resident_blocks.read().get(&handle.offset)
         {
-            return Some(block.clone());
+            return Some(piece.clone());
         }
         self.cache.get(self.block_id(handle))
     }
 
     /// A block, through the cache.
     pub async fn block(&self, handle: Handle) -> Result<Block, EngineError> {
+        self.block_with(handle, Priority::Low).await
+    }
+
+    async fn block_with(&self, handle: Handle, priority: Priority) -> Result<Block, EngineError> {
+        let load = async { Ok(Piece::Block(self.read_block(handle).await?)) };
+        match self.piece(handle, priority, load).await? {
+            Piece::Block(block) => Ok(block),
+            Piece::Filter(_) => Err(self.corrupt(handle.offset, "the index names a filter as a block".to_owned())),
+        }
+    }
+
+    /// A stored block of either sort, kept with the group if that is kept in memory, else through the cache.
+    async fn piece(
+        &self,
+        handle: Handle,
+        priority: Priority,
+        load: impl Future<Output = Result<Piece, EngineError>>,
+    ) -> Result<Piece, EngineError> {
         if self.is_resident() && self.resident.has_room() {
             self.cache.count_miss();
-            let block = self.read_block(handle).await?;
-            self.keep_resident(handle, &block);
-            return Ok(block);
+            let piece = load.await?;
+            self.keep_resident(handle, &piece);
+            return Ok(piece);
         }
-        self.cache.get_or_load(self.block_id(handle), self.read_block(handle)).await
+        self.cache.get_or_load(self.block_id(handle), priority, load).await
     }
 
     /// Whether its blocks stay in memory once they were read.
@@ -342,35 +337,34 @@ impl SstableFile {
         self.is_resident.load(Ordering::Relaxed)
     }
 
-    fn keep_resident(&self, handle: Handle, block: &Block) {
+    fn keep_resident(&self, handle: Handle, piece: &Piece) {
         let mut blocks = self.resident_blocks.write();
         // Under the lock, so that nothing is kept behind a change of mind.
-        if self.is_resident() && blocks.insert(handle.offset, block.clone()).is_none() {
-            self.resident_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
-            self.resident.bytes.inc_by(block.len() as i64);
+        if self.is_resident() && blocks.insert(handle.offset, piece.clone()).is_none() {
+            self.resident_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            self.resident.bytes.inc_by(piece.len() as i64);
         }
     }
 
     /// An index partition that is in memory.
     pub fn cached_partition(&self, handle: Handle) -> Option<Block> {
-        let pinned = self.tail.get().and_then(|tail| tail.partition(handle)).and_then(OnceCell::get);
+        let pinned = self.tail.get().and_then(|tail| tail.partition_at(handle)).and_then(|it| it.pinned.get());
         pinned.cloned().or_else(|| self.cached(handle))
     }
 
     /// An index partition: pinned if there is room, else through the cache.
     pub async fn partition(&self, handle: Handle) -> Result<Block, EngineError> {
-        match self.tail.get().and_then(|tail| tail.partition(handle)) {
-            Some(pin) if self.pins.has_room() => {
+        match self.tail.get().and_then(|tail| tail.partition_at(handle)) {
+            Some(partition) if self.pins.has_room() => {
                 let load = async {
                     self.cache.count_miss();
                     let block = self.read_block(handle).await?;
-                    self.pinned_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
-                    self.pins.bytes.inc_by(block.len() as i64);
+                    self.note_pinned(block.len());
                     Ok(block)
                 };
-                pin.get_or_try_init(|| load).await.cloned()
+                partition.pinned.get_or_try_init(|| load).await.cloned()
             }
-            Some(_) | None => self.block(handle).await,
+            Some(_) | None => self.block_with(handle, Priority::High).await,
         }
     }
 
@@ -388,7 +382,7 @@ impl SstableFile {
     /// Adds a block that was read ahead to the cache.
     pub fn keep(&self, handle: Handle, block: Block) {
         if self.is_resident() && self.resident.has_room() {
-            return self.keep_resident(handle, &block);
+            return self.keep_resident(handle, &Piece::Block(block));
         }
         self.cache.insert(self.block_id(handle), block);
     }
@@ -428,9 +422,9 @@ impl SstableFile {
     }
 
     /// What to read first of a file of this length.
-    fn tail_range(&self, file_bytes: u64) -> (u64, u64) {
-        // The filter takes at most 10 bits a cell (by default); a wrong guess costs a second read.
-        let guess = (self.cells + self.cells / 4 + TAIL_EXTRA_BYTES).min(TAIL_BYTES_MAX);
+    fn tail_range(file_bytes: u64) -> (u64, u64) {
+        // A wrong guess (as of files before version 4, with their filter) costs a second read.
+        let guess = (file_bytes / TAIL_SHARE + TAIL_EXTRA_BYTES).min(TAIL_BYTES_MAX);
         (file_bytes.saturating_sub(guess.max(FOOTER_BYTES as u64)), file_bytes)
     }
 
@@ -450,11 +444,11 @@ impl SstableFile {
     }
 
     async fn read_tail(&self) -> Result<Tail, EngineError> {
-        let (mut start, mut end) = self.tail_range(self.bytes.max(FOOTER_BYTES as u64));
+        let (mut start, mut end) = Self::tail_range(self.bytes.max(FOOTER_BYTES as u64));
         let (mut tail, file_bytes) = self.read_sized(start, end).await?;
         if file_bytes != end {
             // The reference counts only what it covers of the file.
-            (start, end) = self.tail_range(file_bytes);
+            (start, end) = Self::tail_range(file_bytes);
             (tail, _) = self.read_sized(start, end).await?;
         }
         let footer_at = end.saturating_sub(FOOTER_BYTES as u64);
@@ -474,27 +468,9 @@ impl SstableFile {
             _ => Some(Bloom::parse(payload(footer.filter)?).map_err(damaged(footer.filter))?),
         };
         let root = Block::parse(payload(footer.root)?).map_err(damaged(footer.root))?;
-        let partitions = partitions(&root, footer.filter.offset).map_err(damaged(footer.root))?;
-        Ok(Tail {
-            root,
-            partitions,
-            filter,
-            properties: Properties::parse(payload(footer.properties)?).map_err(damaged(footer.properties))?,
-            blocks_end: footer.filter.offset,
-        })
+        let properties = Properties::parse(payload(footer.properties)?).map_err(damaged(footer.properties))?;
+        Tail::new(root, properties, filter, footer.filter.offset).map_err(damaged(footer.root))
     }
-}
-
-fn partitions(root: &Block, blocks_end: u64) -> Result<Vec<(u64, OnceCell<Block>)>, DecodeError> {
-    let mut cursor = BlockCursor::new(root.clone());
-    let mut partitions = Vec::new();
-    let mut at = cursor.first()?;
-    while at {
-        partitions.push((Handle::unpack(cursor.value(), blocks_end)?.offset, OnceCell::new()));
-        at = cursor.advance()?;
-    }
-    // In a file that is what it should be they ascend; in any other a search may miss one, no more.
-    Ok(partitions)
 }
 
 impl fmt::Debug for SstableFile {

@@ -16,8 +16,9 @@ use super::skip::Facts;
 /// Last eight bytes of every file: "URUK-SST".
 pub const MAGIC: [u8; 8] = *b"URUK-SST";
 /// The version that this code writes. Version 2 added zstd and the time of writing in the properties,
-/// version 3 what blocks and partitions hold (in the index) and the families (in the properties).
-pub const VERSION: u32 = 3;
+/// version 3 what blocks and partitions hold (in the index) and the families (in the properties), version 4 filters of
+/// partitions in place of one of the file.
+pub const VERSION: u32 = 4;
 /// The oldest version that it reads.
 pub const VERSION_MIN: u32 = 1;
 /// Bytes of the footer.
@@ -91,21 +92,37 @@ impl Handle {
 pub fn unpack_facts(value: &[u8]) -> Result<Option<Facts>, DecodeError> {
     match value.get(HANDLE_BYTES..) {
         None | Some([]) => Ok(None),
-        Some(facts) => Facts::parse(facts).map(Some),
+        Some(facts) => Facts::split(facts).map(|(facts, _)| Some(facts)),
     }
 }
 
-/// The value of an index entry.
-pub fn index_value(handle: Handle, facts: &Facts) -> Vec<u8> {
+/// What an entry of the index root says of its partition besides where it lies: facts, and its filter's handle, which
+/// must end at or before `limit`. Neither is in files before version 3, the latter since version 4 in files with filters.
+pub fn unpack_partition(value: &[u8], limit: u64) -> Result<(Option<Facts>, Option<Handle>), DecodeError> {
+    match value.get(HANDLE_BYTES..) {
+        None | Some([]) => Ok((None, None)),
+        Some(facts) => match Facts::split(facts)? {
+            (facts, []) => Ok((Some(facts), None)),
+            (facts, filter) if filter.len() == HANDLE_BYTES => Ok((Some(facts), Some(Handle::unpack(filter, limit)?))),
+            (_, _) => Err(DecodeError { what: "filter handle", offset: 0, why: "is not of 12 bytes" }),
+        },
+    }
+}
+
+/// The value of an index entry; in the root perhaps with the partition's filter.
+pub fn index_value(handle: Handle, facts: &Facts, filter: Option<Handle>) -> Vec<u8> {
     let mut value = handle.pack().to_vec();
     facts.put(&mut value);
+    if let Some(filter) = filter {
+        value.extend_from_slice(&filter.pack());
+    }
     value
 }
 
 /// The end of a file: where to find everything else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Footer {
-    /// The bloom filter; `len` 0 without one. Everything from here on is the tail.
+    /// The file's filter before version 4; `len` 0 without one. Everything from here on is the tail.
     pub filter: Handle,
     /// The properties.
     pub properties: Handle,

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use uruk_proto::key::KeyRef;
 use uruk_proto::{DecodeError, key};
 
-use super::block::{Block, BlockCursor};
+use super::block::{Block, BlockCursor, shared_prefix_len};
 use super::bloom::{self, Bloom};
-use super::format::{FOOTER_BYTES, Footer, Handle, unpack_facts, unpack_payload};
+use super::format::{FOOTER_BYTES, Footer, Handle, unpack_partition, unpack_payload};
 use super::properties::Properties;
+use super::row_filter::FilterKind;
 use super::skip::Facts;
 
 /// Something that is not as it should be.
@@ -44,8 +45,10 @@ pub struct TableReport {
     pub footer: Option<Footer>,
     /// What the file says about itself.
     pub properties: Option<Properties>,
-    /// Bytes of the filter; 0 without one.
+    /// Bytes of all filters; 0 without one.
     pub filter_bytes: usize,
+    /// Filters: one of some partitions each, before version 4 one of the file.
+    pub filters: Vec<Handle>,
     /// Index partitions.
     pub partitions: Vec<Handle>,
     /// Data blocks.
@@ -70,6 +73,14 @@ struct Inspection<'a> {
     last_key: Vec<u8>,
 }
 
+/// What an index block says of a block.
+struct Indexed {
+    separator: Vec<u8>,
+    handle: Handle,
+    facts: Option<Facts>,
+    filter: Option<Handle>,
+}
+
 impl Inspection<'_> {
     fn run(&mut self) {
         let footer = match Footer::parse(self.file, self.file.len() as u64) {
@@ -80,26 +91,61 @@ impl Inspection<'_> {
         if let Some(properties) = self.piece(footer.properties, Properties::parse) {
             self.report.properties = Some(properties);
         }
-        let filter = (footer.filter.len > 0).then(|| self.piece(footer.filter, Bloom::parse)).flatten();
-        self.report.filter_bytes = filter.as_ref().map_or(0, Bloom::len);
+        let whole = (footer.filter.len > 0).then(|| self.filter(footer.filter)).flatten();
         if let Some(root) = self.piece(footer.root, Block::parse) {
-            for (partition, stated) in self.handles(footer.root.offset, root, footer.filter.offset) {
-                self.report.partitions.push(partition);
-                let Some(block) = self.piece(partition, Block::parse) else { continue };
+            // Partitions in a row share one.
+            let (mut last, mut own) = (None, None);
+            for partition in self.handles(footer.root.offset, root, footer.filter.offset) {
+                self.report.partitions.push(partition.handle);
+                if partition.filter != last {
+                    last = partition.filter;
+                    own = partition.filter.and_then(|handle| self.filter(handle));
+                }
+                let Some(block) = self.piece(partition.handle, Block::parse) else { continue };
                 let mut found = Facts::NONE;
-                for (handle, stated) in self.handles(partition.offset, block, footer.filter.offset) {
-                    let Some(facts) = self.data_block(handle, filter.as_ref()) else { continue };
-                    self.compare_facts(handle.offset, &facts, stated);
+                for (i, entry) in
+                    self.handles(partition.handle.offset, block, footer.filter.offset).into_iter().enumerate()
+                {
+                    if i == 0 && partition.filter.is_some() {
+                        self.compare_separator(partition.handle.offset, &partition.separator, entry.handle);
+                    }
+                    let filter = own.as_ref().or(whole.as_ref());
+                    let Some(facts) = self.data_block(entry.handle, filter) else { continue };
+                    self.compare_facts(entry.handle.offset, &facts, entry.facts);
                     found.merge(&facts);
                 }
-                self.compare_facts(partition.offset, &found, stated);
+                self.compare_facts(partition.handle.offset, &found, partition.facts);
             }
+        }
+        let has_filters = self.report.filters.iter().any(|filter| *filter != footer.filter);
+        if self.report.properties.as_ref().is_some_and(|properties| properties.filter.is_some() != has_filters)
+            && self.report.damage.is_empty()
+        {
+            self.note(footer.properties.offset, "the properties state other filters than there are".to_owned());
         }
         self.compare_counts(footer.properties.offset);
     }
 
-    /// The handles that an index block holds, and what it states of their blocks.
-    fn handles(&mut self, offset: u64, block: Block, limit: u64) -> Vec<(Handle, Option<Facts>)> {
+    fn filter(&mut self, handle: Handle) -> Option<Bloom> {
+        let filter = self.piece(handle, Bloom::parse);
+        self.report.filters.push(handle);
+        self.report.filter_bytes += filter.as_ref().map_or(0, Bloom::len);
+        filter
+    }
+
+    /// A longer separator than it takes would lead look-ups of filters to the partition before.
+    fn compare_separator(&mut self, offset: u64, separator: &[u8], first_block: Handle) {
+        let Some(block) = self.piece(first_block, Block::parse) else { return };
+        let mut cursor = BlockCursor::new(block);
+        let Ok(true) = cursor.first() else { return };
+        let len = if self.last_key.is_empty() { 0 } else { shared_prefix_len(&self.last_key, cursor.key()) + 1 };
+        if cursor.key().get(..len) != Some(separator) && self.report.damage.is_empty() {
+            self.note(offset, "the partition's separator is not the shortest".to_owned());
+        }
+    }
+
+    /// What an index block says.
+    fn handles(&mut self, offset: u64, block: Block, limit: u64) -> Vec<Indexed> {
         let mut handles = Vec::new();
         let mut cursor = BlockCursor::new(block);
         let mut at = cursor.first();
@@ -107,8 +153,11 @@ impl Inspection<'_> {
             match at {
                 Ok(true) => {
                     let handle = Handle::unpack(cursor.value(), limit);
-                    match handle.and_then(|handle| Ok((handle, unpack_facts(cursor.value())?))) {
-                        Ok(entry) => handles.push(entry),
+                    match handle.and_then(|handle| Ok((handle, unpack_partition(cursor.value(), limit)?))) {
+                        Ok((handle, (facts, filter))) => {
+                            let separator = cursor.key().to_vec();
+                            handles.push(Indexed { separator, handle, facts, filter });
+                        }
                         Err(error) => self.damaged(offset, &error),
                     }
                 }
@@ -138,10 +187,14 @@ impl Inspection<'_> {
                 Ok(parts) => facts.add(&parts),
                 Err(error) => self.damaged(handle.offset, &error),
             }
-            if let (Some(filter), Some(len)) = (filter, key::row_prefix_len(key))
-                && !filter.may_contain(bloom::row_hash(&key[..len]))
-            {
-                self.note(handle.offset, "the filter does not know a row of this block".to_owned());
+            if let (Some(filter), Some(len)) = (filter, key::row_prefix_len(key)) {
+                if !filter.may_contain(bloom::row_hash(&key[..len])) {
+                    self.note(handle.offset, "the filter does not know a row of this block".to_owned());
+                }
+                let column = key.len().checked_sub(key::SUFFIX_BYTES).filter(|_| self.knows_columns());
+                if column.is_some_and(|len| !filter.may_contain(bloom::row_hash(&key[..len]))) {
+                    self.note(handle.offset, "the filter does not know a column of this block".to_owned());
+                }
             }
             if *self.last_key >= *key && !self.last_key.is_empty() {
                 self.note(handle.offset, format!("entry {} is not above the one before it", report.entries));
@@ -157,6 +210,10 @@ impl Inspection<'_> {
         self.report.entries += report.entries;
         self.report.blocks.push(report);
         Some(facts)
+    }
+
+    fn knows_columns(&self) -> bool {
+        self.report.properties.as_ref().is_some_and(|properties| properties.filter == Some(FilterKind::RowColumn))
     }
 
     /// The index must not promise less than there is: readers would skip it.

@@ -5,7 +5,11 @@ use uruk_proto::codec::{Reader, put_bytes, put_varint};
 use uruk_proto::key::{self, KeyRef, Kind};
 use uruk_proto::{DecodeError, FamilyId, SeqNo};
 
+use super::row_filter::FilterKind;
 use super::skip::{Facts, family_bit};
+
+const FILTER_ROW: u64 = 1;
+const FILTER_ROW_COLUMN: u64 = 2;
 
 /// Counts and bounds of a file's entries.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +40,8 @@ pub struct Properties {
     pub families: Option<Vec<FamilyId>>,
     /// Deletions of whole rows; 0 in files before version 3.
     pub row_deletions: u64,
+    /// What its partitions' filters know; None before version 4, and without filters.
+    pub filter: Option<FilterKind>,
 }
 
 impl Properties {
@@ -55,6 +61,7 @@ impl Properties {
             written_micros: 0,
             families: Some(Vec::new()),
             row_deletions: 0,
+            filter: None,
         }
     }
 
@@ -121,6 +128,11 @@ impl Properties {
             put_varint(out, self.row_deletions);
             put_varint(out, families.len() as u64);
             families.iter().for_each(|family| put_varint(out, family.0));
+            match self.filter {
+                None => {}
+                Some(FilterKind::Row) => put_varint(out, FILTER_ROW),
+                Some(FilterKind::RowColumn) => put_varint(out, FILTER_ROW_COLUMN),
+            }
         }
     }
 
@@ -146,6 +158,7 @@ impl Properties {
             written_micros: if reader.is_at_end() { 0 } else { reader.varint()?.min(i64::MAX as u64) as i64 },
             families: None,
             row_deletions: 0,
+            filter: None,
         };
         if !reader.is_at_end() {
             properties.row_deletions = reader.varint()?;
@@ -158,6 +171,13 @@ impl Properties {
                 return Err(reader.error("families out of order"));
             }
             properties.families = Some(families);
+        }
+        if !reader.is_at_end() {
+            properties.filter = Some(match reader.varint()? {
+                FILTER_ROW => FilterKind::Row,
+                FILTER_ROW_COLUMN => FilterKind::RowColumn,
+                _ => return Err(reader.error("unknown kind of filter")),
+            });
         }
         if !reader.is_at_end() {
             return Err(reader.error("more bytes than properties"));
@@ -189,11 +209,16 @@ mod tests {
                 written_micros: 1 + (numbers[0] >> 1) as i64 / 2,
                 families: Some(vec![FamilyId(3), FamilyId(300)]),
                 row_deletions: 7,
+                filter: Some(FilterKind::RowColumn),
             };
             let mut out = Vec::new();
             properties.put(&mut out);
             prop_assert_eq!(Properties::parse(out.clone().into()).unwrap(), properties.clone());
-            let old = Properties { families: None, row_deletions: 0, ..properties.clone() };
+            let old = Properties { filter: None, ..properties.clone() };
+            let mut out = Vec::new();
+            old.put(&mut out);
+            prop_assert_eq!(Properties::parse(out.into()).unwrap(), old, "as version 3 wrote it");
+            let old = Properties { families: None, row_deletions: 0, filter: None, ..properties.clone() };
             let mut out = Vec::new();
             old.put(&mut out);
             prop_assert_eq!(Properties::parse(out.into()).unwrap(), old.clone(), "as version 2 wrote it");

@@ -89,6 +89,14 @@ impl Facts {
 
     /// Reads the stored form.
     pub fn parse(bytes: &[u8]) -> Result<Facts, DecodeError> {
+        match Facts::split(bytes)? {
+            (facts, []) => Ok(facts),
+            (_, _) => Err(DecodeError { what: "block facts", offset: 0, why: "more bytes than facts" }),
+        }
+    }
+
+    /// Reads the stored form from the start of `bytes`, and gives back the rest.
+    pub fn split(bytes: &[u8]) -> Result<(Facts, &[u8]), DecodeError> {
         let error = |why| DecodeError { what: "block facts", offset: 0, why };
         let (fixed, mut rest) = bytes.split_at_checked(FIXED_BYTES).ok_or_else(|| error("end early"))?;
         let (flags, timestamp_min) = fixed.split_at(1);
@@ -97,16 +105,17 @@ impl Facts {
         }
         let timestamp_min = i64::from_le_bytes(timestamp_min.try_into().expect("8 of 9 bytes"));
         let difference = varint(&mut rest).ok_or_else(|| error("end early"))?;
-        let families = varint(&mut rest).filter(|_| rest.is_empty()).ok_or_else(|| error("bad families"))?;
+        let families = varint(&mut rest).ok_or_else(|| error("bad families"))?;
         let has_cells = flags[0] & FLAG_CELLS != 0;
         let timestamp_max = timestamp_min.checked_add_unsigned(difference).ok_or_else(|| error("bad timestamps"))?;
-        Ok(Facts {
+        let facts = Facts {
             timestamp_min,
             timestamp_max: if has_cells { timestamp_max } else { i64::MIN },
             families,
             has_deletions: flags[0] & FLAG_DELETIONS != 0,
             has_row_deletions: flags[0] & FLAG_ROW_DELETIONS != 0,
-        })
+        };
+        Ok((facts, rest))
     }
 }
 

@@ -7,10 +7,11 @@ use uruk_base::{Env, Tasks};
 use uruk_proto::FamilyId;
 use uruk_proto::TableId;
 use uruk_proto::cell_batch::{self, Row};
-use uruk_proto::schema::{Family, GcRule};
+use uruk_proto::schema::{Family, FilterOn, GcRule, LocalityGroup};
 
 use super::*;
 use crate::engine::compaction::policy::Reason;
+use crate::engine::filter::Qualifiers;
 use crate::engine::{EngineConfig, Filter, ScanRequest, ScanTargets};
 
 /// Compactions cut files at this size.
@@ -344,5 +345,57 @@ fn a_deleted_row_stays_deleted_in_the_group_that_its_family_has_left() {
         assert_eq!(result.add, []);
         commit(&store, &mut row, result);
         assert_eq!(rows(&store.snapshot()).await.unwrap(), []);
+    });
+}
+
+/// One flush for each list of mutations of the row; then what is read of its column `a`, and how many blocks for it.
+async fn read_column(filter: FilterOn, flushes: &[&[Mutation]]) -> (Vec<Bytes>, u64) {
+    let store = store();
+    let group = LocalityGroup { number: 1, filter, ..LocalityGroup::default() };
+    let schema = TableSchema { version: 2, groups: vec![group], ..TableSchema::clone(&store.schema()) };
+    store.set_schema(Arc::new(schema));
+    let mut row = MetaRow { tablet_id: 1, ..MetaRow::default() };
+    for (i, mutations) in flushes.iter().enumerate() {
+        let seq = SeqNo(10 * i as u64 + 1);
+        store.apply(seq, b"row", mutations);
+        store.publish(SeqNo(seq.0 + 9));
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+    }
+    let qualifiers = Qualifiers::Exactly(Bytes::from_static(b"a"));
+    let filter = Filter { families: Some(vec![FamilyId(1)]), qualifiers, ..Filter::all() };
+    let before = store.context().cache().misses();
+    let cells = store.snapshot().get(b"row", &filter).await.unwrap().cells;
+    (cells.into_iter().map(|cell| cell.value).collect(), store.context().cache().misses() - before)
+}
+
+#[test]
+fn a_read_of_a_column_leaves_out_files_that_have_the_row_but_neither_the_column_nor_a_deletion_of_it() {
+    let set = |qualifier: &'static str, value: &'static str| Mutation::SetCell {
+        family: FamilyId(1),
+        qualifier: qualifier.into(),
+        timestamp: 1,
+        value: value.into(),
+    };
+    let (a, b, c) = ([set("a", "1")], [set("b", "2")], [set("c", "3")]);
+    let column = |qualifier: &'static str| {
+        [Mutation::DeleteFromColumn { family: FamilyId(1), qualifier: qualifier.into(), start: 0, end: i64::MAX }]
+    };
+    let family = [Mutation::DeleteFromFamily { family: FamilyId(1) }];
+    let one: Vec<Bytes> = vec!["1".into()];
+    run(async {
+        // Of each file a filter, a part of the index, a block.
+        assert_eq!(read_column(FilterOn::Row, &[&a, &b, &c]).await, (one.clone(), 3 * 3));
+        assert_eq!(read_column(FilterOn::RowColumn, &[&a, &b, &c]).await, (one.clone(), 3 + 2));
+        assert_eq!(read_column(FilterOn::RowColumn, &[&a, &b, &column("b")]).await, (one.clone(), 3 + 2));
+        for deletion in [&column("a"), &family, &[Mutation::DeleteFromRow]] {
+            assert_eq!(
+                read_column(FilterOn::RowColumn, &[&a, deletion, &b]).await,
+                (vec![], 2 * 3 + 1),
+                "{deletion:?}"
+            );
+            // What was written after it is there.
+            assert_eq!(read_column(FilterOn::RowColumn, &[deletion, &b, &a]).await.0, one, "{deletion:?}");
+        }
     });
 }
