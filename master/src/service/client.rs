@@ -59,9 +59,13 @@ fn locate(state: &State, table: TableId, row: &[u8], limit: usize) -> Option<Vec
         return None;
     }
     let first = state.meta.locate(table, row)?;
-    let from = RowKey { table, start: first.range.start.clone() };
-    let rows = state.meta.rows_from(from).take_while(|row| row.table == table).take(limit);
-    Some(rows.map(|row| location(state, row)).collect())
+    let mut located = vec![location(state, first)];
+    if limit > 1 && !first.range.end.is_empty() {
+        let from = RowKey { table, start: first.range.end.clone() };
+        let rows = state.meta.rows_from(from).take_while(|row| row.table == table).take(limit - 1);
+        located.extend(rows.map(|row| location(state, row)));
+    }
+    Some(located)
 }
 
 fn location(state: &State, row: &MetaRow) -> TabletLocation {
