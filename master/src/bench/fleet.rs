@@ -172,9 +172,16 @@ async fn renew(
     mut ended: watch::Receiver<bool>,
 ) {
     let clock = members.env.clock.clone();
-    clock.sleep(first).await;
+    let start = clock.now() + first;
     let mut number = 0;
     loop {
+        // At a fixed beat: else a moment's delay would bring all servers into step for good.
+        let next = start + every * u32::try_from(number).unwrap_or(u32::MAX);
+        tokio::select! {
+            biased;
+            _ = ended.changed() => return,
+            () = clock.sleep(next.saturating_since(clock.now())) => {}
+        }
         number += 1;
         let load = Some(member.load(number));
         let request = RenewLeaseRequest { server_id: member.id, load, report_number: number, draining: false };
@@ -191,11 +198,6 @@ async fn renew(
                 members.is_broken.store(true, Ordering::Relaxed);
                 return;
             }
-        }
-        tokio::select! {
-            biased;
-            _ = ended.changed() => return,
-            () = clock.sleep(every) => {}
         }
     }
 }
