@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use uruk_proto::TabletId;
 use uruk_proto::master::TabletLoad;
 
@@ -34,6 +35,9 @@ impl TabletLoads {
         if !reported.is_sorted_by(|a, b| a.tablet_id < b.tablet_id) {
             reported.sort_by_key(|load| load.tablet_id);
             reported.dedup_by_key(|load| load.tablet_id);
+        }
+        for load in &mut reported {
+            (load.load_median, load.hottest_row) = (own(&load.load_median), own(&load.hottest_row));
         }
         let ids: Vec<TabletId> = reported.iter().map(|load| TabletId(load.tablet_id)).collect();
         let mut heat = Vec::with_capacity(ids.len());
@@ -78,6 +82,15 @@ impl TabletLoads {
         self.place(tablet).map(|place| &self.heat[place])
     }
 
+    /// The same, for one who asks for most of them and nearly in order: `next` is where it is likely to be.
+    pub fn heat_from(&self, next: &mut usize, tablet: &TabletId) -> Option<&Heat> {
+        if self.ids.get(*next) != Some(tablet) {
+            *next = self.place(tablet)?;
+        }
+        *next += 1;
+        self.heat.get(*next - 1)
+    }
+
     /// How busy all of them are, ascending.
     pub fn heats(&self) -> impl Iterator<Item = (&TabletId, &Heat)> {
         self.ids.iter().zip(&self.heat)
@@ -91,6 +104,11 @@ impl TabletLoads {
     pub fn iter(&self) -> impl Iterator<Item = (&TabletId, &TabletLoad)> {
         self.ids.iter().zip(&self.loads)
     }
+}
+
+/// A part of a message keeps all of it in memory.
+fn own(part: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(part)
 }
 
 #[cfg(test)]

@@ -6,13 +6,12 @@
 //! balancer, which has the same costs, but tries moves at random). Hysteresis: nothing moves while all servers
 //! are near the mean; a move must gain something; what was moved rests.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use uruk_proto::ServerId;
 
 use super::View;
-use super::heat::Heat;
+use super::look::{Look, Seen};
 use crate::command::TabletKey;
 
 /// Moves planned at a time; what they change is looked at anew after that.
@@ -86,13 +85,21 @@ struct Balance {
     /// Sum of servers' loads and number of servers.
     zones: Vec<(f64, f64)>,
     weights: Parts,
-    /// Tablets without a server, but for those that are on their way.
-    lost: usize,
+    total: Sum,
+}
+
+/// Of some tablets.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    /// CPU, requests and bytes.
+    load: [f64; 3],
+    bytes: f64,
+    tablets: usize,
 }
 
 /// The plan.
-pub fn plan(view: View<'_>) -> MovePlan {
-    let mut balance = Balance::of(view);
+pub fn plan(view: View<'_>, look: &Look<'_>) -> MovePlan {
+    let mut balance = Balance::of(view, look);
     let cost = balance.cost();
     let mut plan = MovePlan { cost, cost_after: cost, ..MovePlan::default() };
     plan.servers = balance
@@ -106,7 +113,7 @@ pub fn plan(view: View<'_>) -> MovePlan {
             tablets_after: place.tablets,
         })
         .collect();
-    if let Some(verdict) = waits(view, balance.lost) {
+    if let Some(verdict) = waits(view, look) {
         plan.verdict = verdict;
         return plan;
     }
@@ -117,6 +124,7 @@ pub fn plan(view: View<'_>) -> MovePlan {
         plan.verdict = format!("balanced: loads are from {least:.2} to {most:.2} of the mean");
         return plan;
     }
+    balance.find_movable(view, look);
     while plan.moves.len() < MOVES_PLANNED_MAX {
         let Some(next) = balance.next() else {
             plan.verdict = "no move gains anything more".to_owned();
@@ -135,26 +143,26 @@ pub fn plan(view: View<'_>) -> MovePlan {
 }
 
 /// Why now is not the time.
-fn waits(view: View<'_>, lost: usize) -> Option<String> {
-    if view.takers().nth(1).is_none() {
+fn waits(view: View<'_>, look: &Look<'_>) -> Option<String> {
+    if look.takers.len() < 2 {
         return Some("there are not two servers to balance".to_owned());
     }
-    let unreported =
-        view.takers().filter(|server| view.volatile.loads.get(server).is_none_or(|load| load.interval_ms == 0));
-    let unreported = unreported.count();
+    let is_unreported = |server: &&ServerId| view.volatile.loads.get(server).is_none_or(|load| load.interval_ms == 0);
+    let unreported = look.takers.iter().filter(is_unreported).count();
     if unreported > 0 {
         return Some(format!("waits for the reports of {unreported} servers"));
     }
-    match lost {
+    // But for those that are on their way.
+    let lost = look.tablets.iter().filter(|tablet| tablet.owner.is_none() && tablet.row.procedure.is_none());
+    match lost.count() {
         0 => None,
         lost => Some(format!("waits: {lost} tablets have no server")),
     }
 }
 
 impl Balance {
-    fn of(view: View<'_>) -> Balance {
-        let servers: Vec<ServerId> = view.takers().collect();
-        let count = servers.len().max(1) as f64;
+    fn of(view: View<'_>, look: &Look<'_>) -> Balance {
+        let servers = &look.takers;
         let cpus = |server: &ServerId| {
             let load = view.volatile.loads.get(server);
             load.map_or(0.0, |load| f64::from(load.report.cpus_milli)).max(0.0)
@@ -163,7 +171,7 @@ impl Balance {
         let mean_cpus = known.iter().sum::<f64>() / known.len().max(1) as f64;
         let mut zone_names: Vec<&str> = Vec::new();
         let mut places: Vec<Place> = Vec::new();
-        for server in &servers {
+        for server in servers {
             let zone = view.survey.servers.get(*server).map_or("", |server| server.registration.zone.as_str());
             let zone = zone_names.iter().position(|name| *name == zone).unwrap_or_else(|| {
                 zone_names.push(zone);
@@ -177,51 +185,64 @@ impl Balance {
             .iter()
             .enumerate()
             .map(|(zone, _)| (0.0, places.iter().filter(|p| p.zone == zone).count() as f64));
-        let mut balance = Balance { zones: zones.collect(), places, weights: WEIGHTS, lost: 0 };
-        balance.fill(view, &servers, count);
+        let mut balance = Balance { zones: zones.collect(), places, weights: WEIGHTS, total: Sum::default() };
+        balance.fill(view, look);
         balance
     }
 
-    fn fill(&mut self, view: View<'_>, servers: &[ServerId], count: f64) {
-        let place_of: BTreeMap<ServerId, usize> = servers.iter().enumerate().map(|(n, server)| (*server, n)).collect();
-        let (mut totals, mut bytes_total, mut tablets) = ([0.0; 3], 0.0, 0.0);
-        let mut all: Vec<(usize, TabletKey, [f64; 3], f64, bool)> = Vec::new();
-        let cold = Heat::default();
-        for row in view.survey.meta.rows() {
-            self.lost += usize::from(row.owner().is_none() && row.procedure.is_none());
-            // What is on its way counts where it goes.
-            let owner = view.survey.wanted_at(row).or(row.owner());
-            let Some(place) = owner.and_then(|owner| place_of.get(&owner)) else { continue };
-            let heat = view.volatile.heat(row).unwrap_or(&cold);
-            let load = [heat.cpu_permille, heat.requests_per_s, heat.bytes_per_s];
-            let bytes = (row.bytes() + heat.memtable_bytes + TABLET_BYTES) as f64;
-            let rest = Duration::from_millis(view.tuning.move_rest_ms);
-            let moved = view.volatile.moved_at.get(&row.tablet);
-            let is_rested = moved.is_none_or(|at| view.now.moment.saturating_since(*at) >= rest);
-            let is_movable = row.is_open() && row.procedure.is_none() && is_rested;
-            (0..3).for_each(|n| totals[n] += load[n]);
-            bytes_total += bytes;
-            tablets += 1.0;
-            all.push((*place, row.key(), load, bytes, is_movable));
-        }
-        self.weights[0] *= (totals[1] / count / REQUESTS_PER_SERVER).min(1.0);
-        self.weights[1] *= ((bytes_total - tablets * TABLET_BYTES as f64) / count / BYTES_PER_SERVER).clamp(0.0, 1.0);
-        let known: f64 = (0..3).filter(|n| totals[*n] > 0.0).map(|n| LOAD_PARTS[n]).sum();
-        for (place, key, load, bytes, is_movable) in all {
-            let place = &mut self.places[place];
-            let share = |n: usize| if totals[n] > 0.0 { load[n] / totals[n] * LOAD_PARTS[n] / known } else { 0.0 };
-            let load: f64 = (0..3).map(share).sum();
-            let parts = [load * count, bytes / bytes_total * count, count / tablets];
-            place.tablets += 1;
-            (0..3).for_each(|n| place.parts[n] += parts[n] / capacity(place.capacity, n));
-            if is_movable {
-                place.movable.push((key, parts));
+    /// Where the tablet counts: what is on its way counts where it goes.
+    fn place(view: View<'_>, look: &Look<'_>, tablet: &Seen<'_>) -> Option<usize> {
+        let owner = if tablet.is_free { tablet.owner } else { view.survey.wanted_at(tablet.row).or(tablet.owner) };
+        look.takers.binary_search(&owner?).ok()
+    }
+
+    fn fill(&mut self, view: View<'_>, look: &Look<'_>) {
+        let mut sums = vec![Sum::default(); self.places.len()];
+        for tablet in &look.tablets {
+            if let Some(place) = Balance::place(view, look, tablet) {
+                sums[place].add(&Sum::of(tablet));
             }
+        }
+        sums.iter().for_each(|sum| self.total.add(sum));
+        let servers = self.places.len().max(1) as f64;
+        let data = self.total.bytes - self.total.tablets as f64 * TABLET_BYTES as f64;
+        self.weights[0] *= (self.total.load[1] / servers / REQUESTS_PER_SERVER).min(1.0);
+        self.weights[1] *= (data / servers / BYTES_PER_SERVER).clamp(0.0, 1.0);
+        for (n, sum) in sums.iter().enumerate().filter(|(_, sum)| sum.tablets > 0) {
+            let parts = self.parts(sum);
+            let place = &mut self.places[n];
+            place.tablets = sum.tablets;
+            place.parts = std::array::from_fn(|n| parts[n] / capacity(place.capacity, n));
         }
         for n in 0..self.places.len() {
             let load = self.load(&self.places[n]);
             self.zones[self.places[n].zone].0 += load;
         }
+    }
+
+    /// Only once something is to be moved.
+    fn find_movable(&mut self, view: View<'_>, look: &Look<'_>) {
+        let rest = Duration::from_millis(view.tuning.move_rest_ms);
+        let moved_at = &view.volatile.moved_at;
+        for tablet in look.tablets.iter().filter(|tablet| tablet.is_free) {
+            let Some(place) = Balance::place(view, look, tablet) else { continue };
+            let moved = moved_at.get(&tablet.row.tablet);
+            if moved.is_none_or(|at| view.now.moment.saturating_since(*at) >= rest) {
+                let parts = self.parts(&Sum::of(tablet));
+                self.places[place].movable.push((tablet.row.key(), parts));
+            }
+        }
+    }
+
+    fn parts(&self, of: &Sum) -> Parts {
+        let (total, servers) = (&self.total, self.places.len() as f64);
+        let known: f64 = (0..3).filter(|n| total.load[*n] > 0.0).map(|n| LOAD_PARTS[n]).sum();
+        let share = |n: usize| {
+            if total.load[n] > 0.0 { of.load[n] / total.load[n] * LOAD_PARTS[n] / known } else { 0.0 }
+        };
+        let load: f64 = (0..3).map(share).sum();
+        let tablets = of.tablets as f64 / total.tablets as f64;
+        [load * servers, of.bytes / total.bytes * servers, tablets * servers]
     }
 
     /// All parts in one number; 1 = the mean.
@@ -302,6 +323,19 @@ impl Balance {
         let (from, to) = (self.places[from].server, self.places[to].server);
         let reason = format!("{from} has {load_from:.2} of the mean load, {to} {load_to:.2}");
         PlannedMove { key, from, to, reason, gain }
+    }
+}
+
+impl Sum {
+    fn of(tablet: &Seen<'_>) -> Sum {
+        let load = tablet.heat.map_or([0.0; 3], |heat| [heat.cpu_permille, heat.requests_per_s, heat.bytes_per_s]);
+        Sum { load, bytes: (tablet.bytes + TABLET_BYTES) as f64, tablets: 1 }
+    }
+
+    fn add(&mut self, other: &Sum) {
+        (0..3).for_each(|n| self.load[n] += other.load[n]);
+        self.bytes += other.bytes;
+        self.tablets += other.tablets;
     }
 }
 

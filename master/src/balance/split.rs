@@ -8,9 +8,10 @@ use uruk_base::Moment;
 use uruk_proto::{ServerId, TabletId};
 
 use super::View;
+use super::heat::Heat;
+use super::look::Look;
 use crate::command::TabletKey;
 use crate::state::procedures::{Ending, Work};
-use crate::state::row::MetaRow;
 use crate::state::tables::{Table, TableState};
 
 /// A table is to have so many tablets for each server before tablets reach their full size: with fewer they
@@ -38,10 +39,10 @@ pub struct HotRow {
 }
 
 /// The size at which a tablet of the table is split: smaller while the table has few tablets for the servers.
-pub fn split_bytes(view: View<'_>, table: &Table, tablets: u64) -> u64 {
+pub fn split_bytes(view: View<'_>, table: &Table, tablets: u64, takers: usize) -> u64 {
     let full = if table.schema.split_bytes > 0 { table.schema.split_bytes } else { view.tuning.split_bytes };
-    let wanted = view.takers().count() as u64 * TABLETS_PER_SERVER;
-    if view.takers().count() < 2 || tablets >= wanted {
+    let wanted = takers as u64 * TABLETS_PER_SERVER;
+    if takers < 2 || tablets >= wanted {
         return full;
     }
     let part = tablets as f64 / wanted as f64;
@@ -52,71 +53,73 @@ pub fn split_bytes(view: View<'_>, table: &Table, tablets: u64) -> u64 {
 pub fn hot_since(view: View<'_>) -> BTreeMap<TabletId, Moment> {
     let before = &view.volatile.hot_since;
     let reported = view.volatile.loads.values().flat_map(|load| load.tablets.heats());
-    let hot = reported.chain(&view.volatile.unreported).filter(|(_, heat)| {
-        heat.requests_per_s >= view.tuning.hot_requests_per_s as f64
-            || heat.bytes_per_s >= view.tuning.hot_bytes_per_s as f64
-            || heat.cpu_permille >= view.tuning.hot_cpu_permille as f64
-    });
+    let hot = reported.chain(&view.volatile.unreported).filter(|(_, heat)| view.is_hot(heat));
     hot.map(|(tablet, _)| (*tablet, before.get(tablet).copied().unwrap_or(view.now.moment))).collect()
 }
 
 /// What to split, the largest excess first, and the rows that are too hot.
-pub fn splits(view: View<'_>, hot_since: &BTreeMap<TabletId, Moment>) -> (Vec<Split>, Vec<HotRow>) {
+pub fn splits(view: View<'_>, look: &Look<'_>, hot_since: &BTreeMap<TabletId, Moment>) -> (Vec<Split>, Vec<HotRow>) {
     let declined = declined(view);
     let mut found: Vec<(f64, ServerId, Split)> = Vec::new();
     let mut hot_rows = Vec::new();
-    for table in view.survey.tables.all().filter(|table| table.state == TableState::Ready) {
-        let tablets = u64::from(view.survey.tablets(table.schema.id));
-        let bytes_max = split_bytes(view, table, tablets);
-        for row in view.survey.meta.rows_of(table.schema.id) {
-            let Some(server) = row.owner().filter(|_| row.is_open() && row.procedure.is_none()) else { continue };
-            let bytes = view.bytes(row);
-            let since = hot_since.get(&row.tablet);
-            let is_hot = since.is_some_and(|since| {
-                view.now.moment.saturating_since(*since).as_millis() >= u128::from(view.tuning.hot_for_ms)
-            });
-            let refusal = declined.get(&row.tablet);
-            if let Some(why) = is_hot.then(|| in_vain(view, row, refusal)).flatten() {
+    for (table, tablets) in look.tables() {
+        let Some(table) = view.survey.tables.get(table).filter(|table| table.state == TableState::Ready) else {
+            continue;
+        };
+        let bytes_max = split_bytes(view, table, tablets.len() as u64, look.takers.len());
+        for tablet in tablets.iter().filter(|tablet| tablet.is_free) {
+            let Some(server) = tablet.owner else { continue };
+            let heat = tablet.heat.filter(|_| tablet.is_hot && is_lasting(view, hot_since, tablet.row.tablet));
+            if tablet.bytes <= bytes_max && heat.is_none() {
+                continue;
+            }
+            let (key, refusal) = (tablet.row.key(), declined.get(&tablet.row.tablet));
+            if let Some(why) = heat.and_then(|heat| in_vain(view, key.tablet, heat, refusal)) {
                 hot_rows.push(why);
             }
             if refusal.is_some() {
                 continue;
             }
-            if bytes > bytes_max {
+            if tablet.bytes > bytes_max {
                 let mib = |bytes: u64| bytes >> 20;
-                let reason = format!("it has {} MiB; the limit is {} MiB", mib(bytes), mib(bytes_max));
-                let split = Split { key: row.key(), by_load: false, reason };
-                found.push((bytes as f64 / bytes_max as f64, server, split));
-            } else if is_hot && view.takers().nth(1).is_some() && !is_one_row(view, row) {
-                let heat = view.heat(row);
-                let reason = format!(
-                    "it is hot: {:.0} requests/s, {:.1} MiB/s, {:.0} % of a core",
-                    heat.requests_per_s,
-                    heat.bytes_per_s / f64::from(1 << 20),
-                    heat.cpu_permille / 10.0
-                );
-                found.push((1.0, server, Split { key: row.key(), by_load: true, reason }));
+                let reason = format!("it has {} MiB; the limit is {} MiB", mib(tablet.bytes), mib(bytes_max));
+                found.push((tablet.bytes as f64 / bytes_max as f64, server, Split { key, by_load: false, reason }));
+            } else if let Some(heat) = heat.filter(|heat| look.takers.len() > 1 && !is_one_row(view, heat)) {
+                found.push((1.0, server, Split { key, by_load: true, reason: hot(heat) }));
             }
         }
     }
     (bounded(view, found), hot_rows)
 }
 
-fn is_one_row(view: View<'_>, row: &MetaRow) -> bool {
-    view.heat(row).hottest_row_permille >= view.tuning.hot_row_permille
+fn is_lasting(view: View<'_>, hot_since: &BTreeMap<TabletId, Moment>, tablet: TabletId) -> bool {
+    let hot_for = u128::from(view.tuning.hot_for_ms);
+    hot_since.get(&tablet).is_some_and(|since| view.now.moment.saturating_since(*since).as_millis() >= hot_for)
+}
+
+fn hot(heat: &Heat) -> String {
+    format!(
+        "it is hot: {:.0} requests/s, {:.1} MiB/s, {:.0} % of a core",
+        heat.requests_per_s,
+        heat.bytes_per_s / f64::from(1 << 20),
+        heat.cpu_permille / 10.0
+    )
+}
+
+fn is_one_row(view: View<'_>, heat: &Heat) -> bool {
+    heat.hottest_row_permille >= view.tuning.hot_row_permille
 }
 
 /// Why splitting the hot tablet would not help, if so.
-fn in_vain(view: View<'_>, row: &MetaRow, refusal: Option<&String>) -> Option<HotRow> {
-    let heat = view.heat(row);
+fn in_vain(view: View<'_>, tablet: TabletId, heat: &Heat, refusal: Option<&String>) -> Option<HotRow> {
     let why = match refusal {
         Some(refusal) => refusal.clone(),
-        None if is_one_row(view, row) => "one row has most of its requests".to_owned(),
+        None if is_one_row(view, heat) => "one row has most of its requests".to_owned(),
         None => return None,
     };
     Some(HotRow {
-        tablet: row.tablet,
-        row: heat.hottest_row,
+        tablet,
+        row: heat.hottest_row.clone(),
         permille: heat.hottest_row_permille,
         requests_per_s: heat.requests_per_s,
         why,

@@ -163,11 +163,6 @@ impl Index {
         self.tables.get(&table).copied().unwrap_or_default()
     }
 
-    /// Numbers about each table that has tablets.
-    pub fn tables(&self) -> impl Iterator<Item = (TableId, TableCounts)> {
-        self.tables.iter().map(|(table, counts)| (*table, *counts))
-    }
-
     /// All tablets.
     pub fn tablets(&self) -> usize {
         self.keys.len()

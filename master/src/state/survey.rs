@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use uruk_proto::{ServerId, TableId, TabletId};
+use uruk_proto::{ServerId, TabletId};
 
 use super::State;
 use super::meta::Meta;
@@ -21,8 +21,8 @@ pub struct Survey {
     pub tables: Tables,
     pub meta: Meta,
     pub procedures: Procedures,
-    /// Tablets of each table that has any.
-    tablets: BTreeMap<TableId, u32>,
+    /// How many there are.
+    pub tablets: usize,
     /// Of the tablets that a running procedure has.
     owners: BTreeMap<TabletId, ServerId>,
 }
@@ -37,18 +37,13 @@ impl State {
             tables: self.tables.clone(),
             meta: self.meta.clone(),
             procedures: self.procedures.clone(),
-            tablets: self.index.tables().map(|(table, counts)| (table, counts.tablets)).collect(),
+            tablets: self.index.tablets(),
             owners: keys.filter_map(|key| owner(key.tablet)).collect(),
         }
     }
 }
 
 impl Survey {
-    /// Tablets of the table.
-    pub fn tablets(&self, table: TableId) -> u32 {
-        self.tablets.get(&table).copied().unwrap_or_default()
-    }
-
     /// Where a tablet is that a running procedure has.
     pub fn owner_in_procedure(&self, tablet: TabletId) -> Option<ServerId> {
         self.owners.get(&tablet).copied()

@@ -9,6 +9,7 @@ use uruk_proto::{TabletId, master};
 
 use super::*;
 use crate::assign::Now;
+use crate::balance::heat::Heat;
 use crate::command::{Assignment, Command, Reply};
 use crate::config::Tuning;
 use crate::lease::Leases;
@@ -45,7 +46,9 @@ fn cluster(servers: usize, tablets: &[(usize, u64)]) -> (State, Volatile) {
 
 fn planned(state: &State, volatile: &Volatile) -> MovePlan {
     let (survey, volatile) = (state.survey(), volatile.survey());
-    plan(View { survey: &survey, volatile: &volatile, tuning: &Tuning::default(), now: NOW })
+    let tuning = Tuning::default();
+    let view = View { survey: &survey, volatile: &volatile, tuning: &tuning, now: NOW };
+    plan(view, &Look::at(view))
 }
 
 /// Everything arrives where it was planned to go.
