@@ -37,6 +37,8 @@ mod tests;
 pub const SECTOR_BYTES: u64 = 512;
 /// A sync takes up to this long, [`DiskFaults::sync_delay`] not included.
 const SYNC_TIME_MAX: Duration = Duration::from_micros(500);
+/// Every byte of a simulated disk is a byte of memory, so that files grow ahead of their content by this much at most.
+const RESERVED_BYTES_MAX: u64 = 16 << 10;
 
 /// The faults of a disk. All off at first; chances are between 0 and 1.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -266,6 +268,7 @@ impl DiskFile for SimFile {
     }
 
     async fn reserve(&self, len: u64) -> io::Result<()> {
-        if len > self.len().await? { self.set_len(len).await } else { Ok(()) }
+        let now = self.len().await?;
+        if len > now { self.set_len(len.min(now + RESERVED_BYTES_MAX)).await } else { Ok(()) }
     }
 }
