@@ -173,7 +173,8 @@ async fn a_full_disk_refuses_appends_but_not_fences_and_recovers() {
     machine.disk.faults(|f| f.capacity_bytes = Some(1 << 20));
     process.host.space.refresh(&process.host).await;
     machine.disk.faults(|f| f.capacity_bytes = Some(used + 100));
-    let error = refusal(&replica, offset, &frame(offset, &[2; 1000])).await;
+    // More than the room ahead.
+    let error = refusal(&replica, offset, &frame(offset, &[2; 100_000])).await;
     assert!(matches!(error, StoreError::Full(_)), "{error}");
     machine.disk.faults(|f| f.capacity_bytes = Some(used + 10_500));
     assert_eq!(known(replica.fence(1).await.expect("the reserve has room for it")), (offset, 0));
