@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use uruk_base::Random;
 use uruk_base::commit_log::LogId;
+use uruk_proto::TabletId;
 
 use crate::cluster::Role;
 use crate::scenario::Scenario;
@@ -87,6 +88,8 @@ pub enum Fault {
     LateDeath,
     /// A tablet is split, merged or moved while something happens to who takes part in it.
     Reshape,
+    /// A tablet is split or merged, and its server does not hear the masters' answer.
+    LostAnswer,
     /// A tablet server writes on while the masters do not hear of it; what it writes may be held, or slow.
     LivingWriter,
     /// ... while its segments' members restart.
@@ -101,7 +104,14 @@ impl Fault {
         living
             || matches!(
                 self,
-                HoldReports | LagThenKill | LateDeath | LonelyLeader | PlannedEnd | SlowCommits | Unreadable
+                HoldReports
+                    | LagThenKill
+                    | LateDeath
+                    | LonelyLeader
+                    | LostAnswer
+                    | PlannedEnd
+                    | SlowCommits
+                    | Unreadable
             )
     }
 }
@@ -110,6 +120,7 @@ impl Fault {
 #[derive(Clone, Debug)]
 enum Undo {
     Block(Vec<Link>, Duration),
+    BlockOnceReplaced(ServedBy, Vec<Link>, Duration),
     Crash(String),
     Hold(Vec<Link>, Duration),
     HoldFirstMember(String, LogId, Duration),
@@ -123,6 +134,13 @@ enum Undo {
     Resume(String),
     ReportDeath(u64),
     ReportDeathOfPredecessor(u64, String, Duration),
+}
+
+/// A tablet, and the tablet server that serves it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct ServedBy {
+    host: String,
+    tablet: TabletId,
 }
 
 /// Faults to come, and faults to take back.
@@ -244,6 +262,14 @@ impl Nemesis {
                 let blocked = world.block(&links);
                 self.later(world, time, Undo::Unblock(blocked));
             }
+            Undo::BlockOnceReplaced(served, links, patience) => match self.still_serves(world, &served) {
+                false => self.apply(Undo::Block(links, self.less_than_a_lease()), world),
+                true if patience.is_zero() => {}
+                true => {
+                    let left = patience.saturating_sub(LOOK_EVERY);
+                    self.later(world, LOOK_EVERY, Undo::BlockOnceReplaced(served, links, left));
+                }
+            },
             Undo::Crash(name) => {
                 if world.is_up(&name) {
                     world.crash(&name);

@@ -73,7 +73,12 @@ impl Plan {
         let chunk_servers = pick(&[4, 5]);
         let masters_matter = matches!(
             scenario,
-            Scenario::Masters | Scenario::ClockBeyond | Scenario::LonelyLeader | Scenario::LateDeaths | Scenario::Shape
+            Scenario::Masters
+                | Scenario::ClockBeyond
+                | Scenario::LonelyLeader
+                | Scenario::LateDeaths
+                | Scenario::LostAnswers
+                | Scenario::Shape
         );
         let mut plan = Plan {
             seed,
@@ -92,7 +97,7 @@ impl Plan {
             recovery_files: Durability::Replicated,
             pace: match scenario {
                 Scenario::Fence | Scenario::FenceRestarts | Scenario::Lag => 0.2,
-                Scenario::Shape => 0.5,
+                Scenario::LostAnswers | Scenario::Shape => 0.5,
                 _ => 1.0,
             },
             clock_ppm: match scenario {
@@ -105,7 +110,7 @@ impl Plan {
             plan.clients[0].push(Workload::Shape);
             plan.tuning.change_shape(&random);
         }
-        if scenario == Scenario::Shape {
+        if plan.is_all_about_shape() {
             for (client, workload) in [Workload::Rows, Workload::Batches, Workload::Scans].into_iter().enumerate() {
                 if !plan.clients.iter().flatten().any(|other| *other == workload) {
                     plan.clients[client % clients_count].push(workload);
@@ -119,10 +124,15 @@ impl Plan {
     /// other is composed.
     fn changes_shape(&self, random: &Random) -> bool {
         match self.scenario {
-            Scenario::Shape => true,
+            _ if self.is_all_about_shape() => true,
             Scenario::Mix => random.unit() < 0.8,
             _ => self.scenario.gap().is_none() && !self.is_beyond_bound() && random.unit() < 0.6,
         }
+    }
+
+    /// Whether changes of shape, and what goes wrong with them, are what the scenario is about.
+    fn is_all_about_shape(&self) -> bool {
+        matches!(self.scenario, Scenario::LostAnswers | Scenario::Shape)
     }
 
     /// Whether writers outlive the sealing of their logs.

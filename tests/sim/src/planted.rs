@@ -13,7 +13,7 @@ use crate::run::Order;
 use crate::scenario::Scenario;
 
 /// Seeds for each bug in the short form, the known one first.
-const SHORT_SEEDS: u64 = 12;
+const SHORT_SEEDS: u64 = 30;
 
 /// How to search.
 pub struct Search {
@@ -63,7 +63,7 @@ impl Found {
 fn suited(bug: Planted) -> &'static [Scenario] {
     use Scenario::{
         Crash, CrashAndPower, Disk, Failover, Fence, FenceRestarts, Lag, LateDeaths, LateReports, LonelyLeader,
-        Network, Power, Shape, SlowCommits, Unreadable,
+        LostAnswers, Network, Power, Shape, SlowCommits, Unreadable,
     };
     match bug {
         Planted::NoFsync => &[Power, CrashAndPower],
@@ -84,9 +84,9 @@ fn suited(bug: Planted) -> &'static [Scenario] {
         Planted::LateReport => &[LateReports],
         Planted::CollectedUnnamed => &[SlowCommits],
         Planted::LateFirstAttempt => &[Network, Failover],
+        Planted::SplitReplyLostThaws => &[LostAnswers],
         Planted::FreezeWithoutDrain
         | Planted::SplitWithoutFinalFlush
-        | Planted::SplitReplyLostThaws
         | Planted::ParentCompactionCommits
         | Planted::MergeWidensAReference
         | Planted::ReleaseTakenFromSilence
@@ -101,10 +101,7 @@ fn known_seed(bug: Planted) -> u64 {
         Planted::AckAfterFence => 18,
         Planted::FlushedAhead => 8,
         Planted::LateReport => 4,
-        Planted::LateFirstAttempt
-        | Planted::ParentCompactionCommits
-        | Planted::SplitReplyLostThaws
-        | Planted::TooFewAnswers => 2,
+        Planted::LateFirstAttempt | Planted::ParentCompactionCommits | Planted::TooFewAnswers => 2,
         _ => 1,
     }
 }

@@ -93,6 +93,8 @@ scenarios! {
     LateDeaths = "late-deaths" [LateDeath],
     /// Tablets are split, merged and moved all the time, while those who take part in it fail.
     Shape = "shape" [Reshape, Reshape, Reshape, Reshape, Reshape, Reshape, CrashTabletServer, CrashMaster, SlowDisk],
+    /// Tablets are split and merged, and the servers that did it do not hear that it is done.
+    LostAnswers = "lost-answers" [LostAnswer],
     /// All machines lose power while logs are recovered: sorted recovery files, which are not synced, are made again.
     LostRecoveryFiles = "lost-recovery-files" [PowerLossOfAll, Crash],
 }
@@ -104,6 +106,7 @@ impl Scenario {
             Scenario::LonelyLeader => 13_000,
             Scenario::LateDeaths => 10_000,
             Scenario::Shape => 1_500,
+            Scenario::LostAnswers => 4_000,
             Scenario::LateReports | Scenario::Unreadable => 6_000,
             Scenario::Fence | Scenario::FenceRestarts => 7_500,
             Scenario::Lag => 2_500,

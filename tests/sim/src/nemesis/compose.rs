@@ -6,7 +6,7 @@ use uruk_base::commit_log::LogId;
 use uruk_proto::TabletId;
 
 use super::hit::{STORAGE, Ways, links, ms};
-use super::{Nemesis, Undo, logs};
+use super::{Nemesis, ServedBy, Undo, logs};
 use crate::cluster::Role;
 use crate::workload::Reshaping;
 use crate::world::World;
@@ -97,9 +97,8 @@ impl Nemesis {
         let masters = world.names(&[Role::Master]);
         let soon = self.draw.up_to(ms([20, 100, 400][self.draw.below(3) as usize]));
         match which {
-            // Less than a lease, longer than an order or a report may take.
             0 | 1 => {
-                let time = self.time_in(ms(2_100), ms(2_900));
+                let time = self.less_than_a_lease();
                 self.later(world, soon, Undo::Block(links(&masters, &[host], Ways::One), time));
             }
             2 => {
@@ -128,6 +127,28 @@ impl Nemesis {
                 self.later(world, soon / 4, Undo::Hold(held, time));
             }
         }
+    }
+
+    /// Longer than an order or a report may take.
+    pub(super) fn less_than_a_lease(&self) -> Duration {
+        self.time_in(ms(2_100), ms(2_900))
+    }
+
+    /// The halves, or what two tablets became, are the masters' before their server knows.
+    pub(super) fn lost_answer(&mut self, world: &mut World) {
+        let Some((host, tablets)) = self.draw.one(&self.serving(world)).cloned() else { return };
+        let Some(tablet) = self.draw.one(&tablets).copied() else { return };
+        let work = [Reshaping::Split, Reshaping::Split, Reshaping::Merge];
+        let work = work[self.draw.below(work.len() as u64) as usize];
+        tracing::info!(host, %tablet, ?work, "fault: an answer is lost");
+        world.setting.shared.ask(tablet, work);
+        let answers = links(&world.names(&[Role::Master]), std::slice::from_ref(&host), Ways::One);
+        self.later(world, ms(1), Undo::BlockOnceReplaced(ServedBy { host, tablet }, answers, ms(3_000)));
+    }
+
+    /// A tablet whose change has been asked for is no longer served once the masters are told to replace it.
+    pub(super) fn still_serves(&self, world: &World, served: &ServedBy) -> bool {
+        self.serving(world).iter().any(|(host, tablets)| *host == served.host && tablets.contains(&served.tablet))
     }
 
     /// It has tablets to open or to release at that time, at times.

@@ -78,6 +78,7 @@ impl Nemesis {
             Fault::Unreadable => self.unreadable(world),
             Fault::LateDeath => self.late_death(world),
             Fault::Reshape => self.reshape(world),
+            Fault::LostAnswer => self.lost_answer(world),
             Fault::LivingWriter => self.living_writer(world, false),
             Fault::LivingWriterRestarts => self.living_writer(world, true),
         }
