@@ -15,6 +15,7 @@ pub mod inspect;
 pub mod lost_file;
 pub mod metrics;
 pub mod planted;
+pub mod process;
 pub mod random;
 pub mod rpc;
 pub mod splice;

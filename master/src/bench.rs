@@ -30,7 +30,6 @@ mod figures;
 mod fill;
 mod fleet;
 mod logs;
-mod memory;
 
 use fleet::Fleet;
 use logs::EmptyLogs;
@@ -191,6 +190,7 @@ impl<'a> Bench<'a> {
             // What it would do is decided all the same, but not begun.
             auto_balance: false,
             auto_split: false,
+            auto_merge: false,
             // There are no files to be found.
             check_every_ms: 3_600_000,
             ..Tuning::default()

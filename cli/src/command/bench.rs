@@ -255,7 +255,7 @@ async fn measure_all(
 }
 
 async fn measure(bench: &Arc<Run>, workload: Workload, groups: &[u32], durability: Durability) -> Result<Measurement> {
-    let cluster_cpu = || usage::of_groups(groups).iter().map(|process| process.cpu).sum::<Duration>();
+    let cluster_cpu = || usage::cpu_of_groups(groups);
     let (clock, options) = (&bench.env.clock, &bench.options);
     let (own_before, cluster_before, started) = (usage::own_cpu(), cluster_cpu(), clock.now());
     let Done { rows, bytes, latencies } = bench.clone().perform(workload).await?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use tonic::Request;
+use uruk_base::process::{own_memory_peak_bytes, own_usage};
 use uruk_base::rpc::Channels;
 use uruk_consensus::StateMachine;
 use uruk_proto::ServerId;
@@ -15,7 +16,6 @@ use uruk_proto::master::master_server::Master as _;
 
 use super::fill::row_key;
 use super::fleet::Member;
-use super::memory::{cpu_ms, resident_bytes};
 use super::{Bench, BenchError, Figures};
 use crate::assign::plan;
 use crate::orders;
@@ -53,7 +53,7 @@ impl Bench<'_> {
         self.deaths().await?;
         self.snapshot();
         self.restart().await?;
-        (_, self.figures.peak_bytes) = resident_bytes();
+        self.figures.peak_bytes = own_memory_peak_bytes();
         match self.fleet.members.is_broken.load(Ordering::Relaxed) {
             true => Err(BenchError::InVain("every server keeps its lease")),
             false => Ok(self.figures.clone()),
@@ -65,15 +65,15 @@ impl Bench<'_> {
         self.tell("watches it at rest");
         self.env.clock.sleep(REST / 2).await;
         self.fleet.members.renewals.lock().clear();
-        let (began, used) = (self.env.clock.now(), cpu_ms());
+        let (began, used) = (self.env.clock.now(), own_usage().cpu);
         self.env.clock.sleep(REST).await;
-        self.figures.idle_cpu_permille = ((cpu_ms() - used) as f64 / self.ms_since(began) * 1_000.0) as u64;
+        self.figures.idle_cpu_permille = ((own_usage().cpu - used).as_secs_f64() / self.ms_since(began) * 1e6) as u64;
         let mut renewals = std::mem::take(&mut *self.fleet.members.renewals.lock());
         renewals.sort_unstable();
         let at = |permille: usize| renewals.get(renewals.len() * permille / 1_000).copied().unwrap_or_default();
         (self.figures.renewal_p50_us, self.figures.renewal_p99_us) = (at(500), at(990));
         self.figures.renewal_max_us = renewals.last().copied().unwrap_or_default();
-        (self.figures.steady_bytes, _) = resident_bytes();
+        self.figures.steady_bytes = own_usage().memory_bytes;
         Ok(())
     }
 
@@ -203,7 +203,7 @@ impl Bench<'_> {
         let dead = members.first().ok_or(BenchError::InVain("some server lives"))?;
         self.logs.is_held.store(true, Ordering::Relaxed);
         self.fleet.kill(dead).await?;
-        let (before, _) = resident_bytes();
+        let before = own_usage().memory_bytes;
         self.stop_master().await?;
         self.logs.is_held.store(false, Ordering::Relaxed);
         *self.fleet.members.first_order.lock() = None;
@@ -215,7 +215,7 @@ impl Bench<'_> {
         self.until("tablets are given away", |bench| bench.fleet.members.first_order.lock().is_some()).await?;
         let ordered = self.fleet.members.first_order.lock().unwrap_or(began);
         self.figures.restart_assign_ms = ordered.saturating_since(began).as_secs_f64() * 1_000.0;
-        let (after, _) = resident_bytes();
+        let after = own_usage().memory_bytes;
         self.tell(format!("resident before and after: {} and {} MiB", before >> 20, after >> 20));
         self.until("the tablets are open again", |bench| bench.is_served(dead)).await
     }

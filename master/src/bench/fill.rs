@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use tonic::Request;
+use uruk_base::process::own_memory_peak_bytes;
 use uruk_proto::master::master_control_server::MasterControl;
 use uruk_proto::master::{
     CommitFilesRequest, CreateTableRequest, FamilySchema, FileRef, LocalityGroupFiles, TabletKey,
@@ -13,7 +14,6 @@ use uruk_proto::master::{
 use uruk_proto::{Epoch, RpcError, SeqNo, TabletId};
 
 use super::fleet::Member;
-use super::memory::resident_bytes;
 use super::{Bench, BenchError};
 use crate::service::control::ControlService;
 use crate::tables;
@@ -43,7 +43,7 @@ impl Bench<'_> {
             self.commit_files().await?;
         }
         self.figures.files_ms = self.ms_since(began) as u64;
-        (_, self.figures.fill_peak_bytes) = resident_bytes();
+        self.figures.fill_peak_bytes = own_memory_peak_bytes();
         Ok(())
     }
 
@@ -61,7 +61,7 @@ impl Bench<'_> {
                 ..CreateTableRequest::default()
             };
             tables::create(shared, request).await?;
-            let (all, _) = shared.consensus.read(|state| (state.index.tablets(), ()));
+            let all = shared.consensus.read(|state| state.index.tablets());
             self.tell(format!("opened the tablets of table {table}; {all} in all"));
             Ok::<(), RpcError>(())
         });

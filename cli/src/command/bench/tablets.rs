@@ -12,9 +12,10 @@ use clap::Args;
 use rustix::process::Signal;
 use serde::Serialize;
 use uruk_base::Env;
+use uruk_base::process::{Usage, usage_of};
 use uruk_client::{Client, FamilySpec, Mutation, ReadOptions, RowMutation, Table};
 
-use super::{FAMILY, QUALIFIER, usage};
+use super::{FAMILY, QUALIFIER};
 use crate::cluster::{ClusterSpec, LocalCluster};
 use crate::command::dev::data_folder;
 use crate::command::drill::stage::signal;
@@ -194,8 +195,8 @@ async fn serving(env: &Env, masters: &[String], tablets: u64, old: Option<u64>) 
     waited.with_context(|| format!("{tablets} tablets are not open on one tablet server"))
 }
 
-fn process(pid: u32) -> Result<usage::Process> {
-    usage::of(pid).context("the tablet server's worker is gone")
+fn process(pid: u32) -> Result<Usage> {
+    usage_of(pid).context("the tablet server's worker is gone")
 }
 
 async fn filled_table(env: &Env, masters: &[String], options: &Tablets) -> Result<Table> {
