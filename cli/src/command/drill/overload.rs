@@ -119,7 +119,7 @@ struct Seen {
     budgets: Vec<(u64, Budget)>,
 }
 
-/// Runs the drill; exit code 1 if anything was lost.
+/// Runs the drill; exit code 1 if a request failed, a row is lost or wrong, or no server told its budget.
 pub async fn run(options: Options) -> Result<ExitCode> {
     let common = Common {
         times: 1,
@@ -187,7 +187,8 @@ pub async fn run(options: Options) -> Result<ExitCode> {
             verdict.lost
         );
     }
-    Ok(verdict.exit_code())
+    anyhow::ensure!(!seen.budgets.is_empty(), "no server told its memory budget: no peak was seen");
+    Ok(verdict.strict_exit_code())
 }
 
 async fn watch(stage: &Stage, options: &Options) -> Result<Seen> {

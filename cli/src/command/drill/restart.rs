@@ -56,7 +56,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
             gap.as_millis()
         );
     }
-    Ok(if failed > 0 { ExitCode::FAILURE } else { verdict.exit_code() })
+    Ok(verdict.strict_exit_code())
 }
 
 async fn rounds(stage: &Stage, times: u32) -> Result<(Vec<Restarted>, Duration)> {

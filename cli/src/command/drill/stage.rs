@@ -191,6 +191,11 @@ impl Verdict {
     pub fn exit_code(&self) -> ExitCode {
         if self.lost > 0 || self.traffic.violations > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
+
+    /// 1 also if a request failed: of drills during which none may.
+    pub fn strict_exit_code(&self) -> ExitCode {
+        if self.traffic.failed_requests > 0 { ExitCode::FAILURE } else { self.exit_code() }
+    }
 }
 
 async fn make_table(env: &Env, cluster: &LocalCluster, tablets: usize) -> Result<Table> {
@@ -205,4 +210,26 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) -> Result<()> {
     let pid = rustix::process::Pid::from_raw(pid as i32).with_context(|| format!("pid {pid} is none"))?;
     rustix::process::kill_process(pid, signal)
         .with_context(|| format!("cannot signal process {}", pid.as_raw_nonzero()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_request_fails_a_drill_during_which_none_may() {
+        let verdict = |lost, violations, failed_requests| {
+            let traffic = TrafficReport { violations, failed_requests, ..TrafficReport::default() };
+            Verdict { acknowledged: 9, lost, traffic }
+        };
+        for (lost, violations, failed, exit_code, strict) in [
+            (0, 0, 0, ExitCode::SUCCESS, ExitCode::SUCCESS),
+            (0, 0, 1, ExitCode::SUCCESS, ExitCode::FAILURE),
+            (0, 1, 0, ExitCode::FAILURE, ExitCode::FAILURE),
+            (1, 0, 0, ExitCode::FAILURE, ExitCode::FAILURE),
+        ] {
+            let verdict = verdict(lost, violations, failed);
+            assert_eq!((verdict.exit_code(), verdict.strict_exit_code()), (exit_code, strict));
+        }
+    }
 }
