@@ -4,18 +4,19 @@ use std::time::Duration;
 
 use uruk_base::Moment;
 use uruk_proto::ServerId;
-use uruk_proto::master::{ServerLoad, TabletLoad};
+use uruk_proto::master::{RenewLeaseRequest, ServerLoad, TabletLoad};
 
 use crate::assign::{Now, plan};
 use crate::balance::{View, decide};
 use crate::command::TabletKey;
 use crate::config::Tuning;
-use crate::lease::Leases;
+use crate::lease::{Grant, Leases};
+use crate::service::control::{Renewed, renew};
 use crate::state::State;
 use crate::state::meta::examined;
 use crate::state::tests::{assign_all, create, kill, open_all, register};
 use crate::volatile::Volatile;
-use uruk_consensus::StateMachine;
+use uruk_consensus::{StateMachine, Term};
 
 const SERVERS: u64 = 4;
 
@@ -79,7 +80,12 @@ fn a_look_after_a_death_looks_at_the_dead_servers_tablets_alone() {
 fn a_renewal_looks_at_no_row() {
     let (state, mut volatile, servers) = cluster(4_000);
     let keys: Vec<TabletKey> = state.index.owned(servers[0]).map(|tablet| state.row(tablet).unwrap().key()).collect();
-    let (rows, ()) = examined::by(|| volatile.report(servers[0], 4, report(&keys, 5), at(4).moment));
+    volatile.leases.elected(Term(1), servers.iter().copied(), at(3).moment);
+    let request =
+        RenewLeaseRequest { server_id: servers[0].0, report_number: 4, load: Some(report(&keys, 5)), draining: true };
+    let (rows, renewed) = examined::by(|| renew(&state, &mut volatile, request, at(4), Term(1), at(4).moment));
+    assert_eq!(renewed, Renewed { grant: Grant::Granted, is_new_drain: true });
+    assert_eq!(volatile.loads[&servers[0]].tablets.values().count(), 1_000);
     assert_eq!(rows, 0);
 }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use uruk_base::Moment;
 use uruk_base::planted::{Planted, is_planted};
+use uruk_consensus::Term;
 use uruk_proto::master::master_control_server::MasterControl;
 use uruk_proto::master::{
     CommitFilesRequest, CommitFilesResponse, GetTabletRequest, GetTabletResponse, ProcedureDeclinedRequest,
@@ -14,11 +16,14 @@ use uruk_proto::master::{
 };
 use uruk_proto::{Epoch, ErrorCode, RpcError, SeqNo, ServerId, TabletId, master};
 
+use crate::assign::Now;
 use crate::command::{Command, CommitFiles, FileShare, Registration, Reply, TabletKey, TabletSplit, TabletsMerged};
 use crate::lease::Grant;
 use crate::shared::Shared;
+use crate::state::State;
 use crate::state::procedures::ProcedureId;
 use crate::state::row::{FileRef, MetaRow};
+use crate::volatile::Volatile;
 
 /// Serves tablet servers.
 pub struct ControlService(pub Arc<Shared>);
@@ -30,6 +35,37 @@ fn key(message: Option<master::TabletKey>) -> Result<TabletKey, RpcError> {
 
 fn unexpected(reply: Reply) -> RpcError {
     RpcError::new(ErrorCode::Internal, format!("unexpected reply {reply:?}"))
+}
+
+/// What became of a renewal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Renewed {
+    /// Whether it was granted.
+    pub grant: Grant,
+    /// Its server says for the first time that it ends on its own.
+    pub is_new_drain: bool,
+}
+
+/// A renewal that came at `arrival`, before leadership of `term` was confirmed. Thousands come each second, and each
+/// reports thousands of tablets: no row is looked at.
+pub fn renew(
+    state: &State,
+    volatile: &mut Volatile,
+    request: RenewLeaseRequest,
+    arrival: Now,
+    term: Term,
+    now: Moment,
+) -> Renewed {
+    let server = ServerId(request.server_id);
+    if state.servers.is_live(server) {
+        volatile.leases.admit(server, arrival.moment);
+    }
+    let grant = volatile.leases.grant(server, arrival.moment, arrival.wall_micros, term);
+    if grant != Grant::Granted {
+        return Renewed { grant, is_new_drain: false };
+    }
+    volatile.report(server, request.report_number, request.load.unwrap_or_default(), now);
+    Renewed { grant, is_new_drain: request.draining && volatile.draining.insert(server) }
 }
 
 impl ControlService {
@@ -63,34 +99,21 @@ impl ControlService {
     }
 
     async fn renew_lease(&self, request: RenewLeaseRequest) -> Result<RenewLeaseResponse, RpcError> {
-        let (arrival, arrival_micros) = (self.0.env.clock.now(), self.0.env.clock.wall_micros());
+        let arrival = self.0.now();
         self.0.require_leader()?;
         // Only after the renewal arrived: else a leader that was cut off would go on granting.
         let term = match is_planted(Planted::UnconfirmedRenewal) {
             false => self.0.confirm_leadership().await?,
             true => self.0.consensus.leadership().borrow().term,
         };
-        let server = ServerId(request.server_id);
-        let grant = self.0.consensus.read(|state| {
+        let renewed = self.0.consensus.read(|state| {
             let mut volatile = self.0.volatile.lock();
-            if state.servers.is_live(server) {
-                volatile.leases.admit(server, arrival);
-            }
-            let grant = volatile.leases.grant(server, arrival, arrival_micros, term);
-            if grant == Grant::Granted {
-                volatile.report(
-                    server,
-                    request.report_number,
-                    request.load.unwrap_or_default(),
-                    self.0.env.clock.now(),
-                );
-                if request.draining && volatile.draining.insert(server) {
-                    self.0.wake.notify_one();
-                }
-            }
-            grant
+            renew(state, &mut volatile, request, arrival, term, self.0.env.clock.now())
         });
-        let granted = match grant {
+        if renewed.is_new_drain {
+            self.0.wake.notify_one();
+        }
+        let granted = match renewed.grant {
             Grant::NotLeader => return Err(RpcError::not_leader(None)),
             Grant::Granted => {
                 self.0.metrics.leases_granted.inc();
