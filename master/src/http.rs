@@ -135,7 +135,6 @@ struct BalancePage {
 #[template(path = "compactions.html")]
 struct CompactionsPage {
     view: status::CompactionsView,
-    jobs: Vec<status::JobView>,
     not_shown: u64,
     is_leader: bool,
 }
@@ -207,13 +206,12 @@ async fn balance(State(shared): State<Arc<Shared>>) -> Page {
 }
 
 async fn compactions(State(shared): State<Arc<Shared>>) -> Page {
-    let view = status::compactions(&shared);
+    let view = status::compactions(&shared, JOBS_SHOWN);
     let total = &view.total;
     let all = [total.flushes_running, total.flushes_queued, total.compactions_running, total.compactions_queued];
     let all: u64 = all.iter().map(|jobs| u64::from(*jobs)).sum();
-    let jobs: Vec<_> = view.jobs.iter().take(JOBS_SHOWN).cloned().collect();
-    let not_shown = all.saturating_sub(jobs.len() as u64);
-    page(&CompactionsPage { view, jobs, not_shown, is_leader: status::master(&shared).is_leader })
+    let not_shown = all.saturating_sub(view.jobs.len() as u64);
+    page(&CompactionsPage { view, not_shown, is_leader: status::master(&shared).is_leader })
 }
 
 async fn tablet(State(shared): State<Arc<Shared>>, Path(tablet): Path<u64>) -> Page {

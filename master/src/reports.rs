@@ -77,12 +77,8 @@ impl TabletLoads {
         self.place(tablet).map(|place| &self.loads[place])
     }
 
-    /// How busy the tablet is.
-    pub fn heat(&self, tablet: &TabletId) -> Option<&Heat> {
-        self.place(tablet).map(|place| &self.heat[place])
-    }
-
-    /// The same, for one who asks for most of them and nearly in order: `next` is where it is likely to be.
+    /// How busy the tablet is, for one who asks for most of them and nearly in order: `next` is where it is likely to
+    /// be.
     pub fn heat_from(&self, next: &mut usize, tablet: &TabletId) -> Option<&Heat> {
         if self.ids.get(*next) != Some(tablet) {
             *next = self.place(tablet)?;
@@ -124,6 +120,10 @@ mod tests {
         tablets.iter().map(load).collect()
     }
 
+    fn heat(loads: &TabletLoads, tablet: u64) -> Option<Heat> {
+        loads.heat_from(&mut 0, &TabletId(tablet)).cloned()
+    }
+
     #[test]
     fn a_tablet_that_moves_stays_as_busy_as_it_was() {
         let mut unreported = Unreported::new();
@@ -131,15 +131,15 @@ mod tests {
         for _ in 0..60 {
             here = TabletLoads::take(loads(&[(1, 10), (2, 500), (3, 0)]), 1_000, Some(&here), &mut unreported);
         }
-        let busy = here.heat(&TabletId(2)).unwrap().clone();
+        let busy = heat(&here, 2).unwrap();
         assert!(busy.requests_per_s > 490.0);
         // The new owner reports it before the old one leaves it out.
         let there = TabletLoads::take(loads(&[(2, 0)]), 0, None, &mut unreported);
-        assert_eq!(there.heat(&TabletId(2)).unwrap().requests_per_s, 0.0);
+        assert_eq!(heat(&there, 2).unwrap().requests_per_s, 0.0);
         here = TabletLoads::take(loads(&[(1, 10), (3, 0)]), 1_000, Some(&here), &mut unreported);
-        assert_eq!(here.heat(&TabletId(2)), None);
+        assert_eq!(heat(&here, 2), None);
         let there = TabletLoads::take(loads(&[(2, 500)]), 1_000, Some(&there), &mut unreported);
-        assert!(there.heat(&TabletId(2)).unwrap().requests_per_s >= busy.requests_per_s);
+        assert!(heat(&there, 2).unwrap().requests_per_s >= busy.requests_per_s);
         assert!(unreported.is_empty());
     }
 

@@ -42,6 +42,8 @@ pub use tables::{TableView, TabletView};
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Finished recoveries in the overview.
 const RECOVERIES_SHOWN: usize = 10;
+/// Jobs whose tables are looked up while commands wait.
+const JOBS_NAMED_AT_A_TIME: usize = 200;
 
 /// The cluster at a glance.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -146,7 +148,7 @@ pub async fn json(shared: &Shared, path: &str) -> Option<Vec<u8>> {
         ("check", None) => serde_json::to_value(check(shared)),
         ("procedures", None) => serde_json::to_value(procedures(shared)),
         ("history", Some(tablet)) => serde_json::to_value(history(shared, tablet.parse().ok()?)?),
-        ("compactions", None) => serde_json::to_value(compactions(shared)),
+        ("compactions", None) => serde_json::to_value(compactions(shared, usize::MAX)),
         ("storage", None) => Ok(storage(shared).await),
         _ => return None,
     };
@@ -227,14 +229,22 @@ pub fn balance(shared: &Shared) -> BalanceView {
     balance::view(&shared.volatile.lock())
 }
 
-/// Flushes, compactions and memory budgets, as servers reported them last.
-pub fn compactions(shared: &Shared) -> CompactionsView {
-    shared.consensus.read(|state| compactions::all(state, &shared.volatile.lock()))
+/// Flushes, compactions and memory budgets, as servers reported them last; the first `jobs_max` jobs.
+pub fn compactions(shared: &Shared, jobs_max: usize) -> CompactionsView {
+    // Made while renewals go on: the reports are shared, and locks are held for look-ups of names alone.
+    let loads = shared.volatile.lock().loads.clone();
+    let mut view = compactions::all(&loads, jobs_max);
+    shared.consensus.read(|state| compactions::name_servers(&mut view.servers, state));
+    for jobs in view.jobs.chunks_mut(JOBS_NAMED_AT_A_TIME) {
+        shared.consensus.read(|state| compactions::name_tables(jobs, state));
+    }
+    view
 }
 
 /// Their sum.
 pub fn compactions_total(shared: &Shared) -> MaintenanceView {
-    compactions::total(&shared.volatile.lock())
+    let loads = shared.volatile.lock().loads.clone();
+    compactions::total(&loads)
 }
 
 /// What the last check found.

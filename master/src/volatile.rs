@@ -10,7 +10,6 @@ use uruk_proto::{Epoch, ServerId, TabletId, master};
 
 use crate::assign::{Action, ActionKey};
 use crate::balance::Decision;
-use crate::balance::heat::Heat;
 use crate::balance::moves::PlannedMove;
 use crate::lease::Leases;
 use crate::reports::{TabletLoads, Unreported};
@@ -25,7 +24,7 @@ const FAILURE_KEPT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Volatile {
     pub leases: Leases,
-    pub loads: BTreeMap<ServerId, Arc<Load>>,
+    pub loads: Loads,
     pub flights: BTreeMap<ActionKey, Flight>,
     /// Orders that were taken: what the tablet server was told, when.
     pub opens_taken: BTreeMap<TabletId, (Epoch, Moment)>,
@@ -67,6 +66,9 @@ pub struct Volatile {
     /// When this node was elected.
     pub elected: Moment,
 }
+
+/// Each tablet server's last report, shared with those who look at all of them.
+pub type Loads = BTreeMap<ServerId, Arc<Load>>;
 
 /// The largest report number that each live server had told, if any.
 pub type Told = BTreeMap<ServerId, Option<u64>>;
@@ -184,12 +186,6 @@ impl Volatile {
             report,
         };
         self.loads.insert(server, Arc::new(load));
-    }
-
-    /// How busy the tablet is, as its owner reported.
-    pub fn heat(&self, row: &MetaRow) -> Option<&Heat> {
-        let load = row.owner().and_then(|owner| self.loads.get(&owner));
-        load.and_then(|load| load.tablets.heat(&row.tablet)).or_else(|| self.unreported.get(&row.tablet))
     }
 
     /// Takes what was decided: moves that are planned anew take the place of those that wait.

@@ -7,7 +7,7 @@ use uruk_proto::master::{MaintenanceJob, MaintenanceKind, MaintenanceTotals, Mem
 use uruk_proto::{ServerId, TabletId};
 
 use crate::state::State;
-use crate::volatile::{Load, Volatile};
+use crate::volatile::{Load, Loads};
 
 /// Flushes and compactions of the whole cluster.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -198,31 +198,48 @@ pub fn percent(part: u64, whole: u64) -> u64 {
     if whole == 0 { 0 } else { (u128::from(part.min(whole)) * 100 / u128::from(whole)) as u64 }
 }
 
-pub fn all(state: &State, volatile: &Volatile) -> CompactionsView {
+/// As reported: tables and addresses are not looked up yet.
+pub fn all(loads: &Loads, jobs_max: usize) -> CompactionsView {
     let (mut running, mut queued, mut servers) = (Vec::new(), Vec::new(), Vec::new());
-    for (id, load) in &volatile.loads {
+    for (id, load) in loads {
         let of_server = Counts::of(load);
         let Some(maintenance) = &load.report.maintenance else { continue };
-        let job = |state_word| move |job| view(state, *id, state_word, job);
-        running.extend(maintenance.running.iter().take(MAINTENANCE_JOBS_MAX).map(job("running")));
-        queued.extend(maintenance.queued.iter().take(MAINTENANCE_JOBS_MAX).map(job("queued")));
+        let job = |job| (*id, job);
+        running.extend(maintenance.running.iter().take(MAINTENANCE_JOBS_MAX).map(job));
+        queued.extend(maintenance.queued.iter().take(MAINTENANCE_JOBS_MAX).map(job));
         let own = maintenance.totals.unwrap_or_default();
         servers.push(ServerCompactionsView {
             server_id: id.0,
-            address: state.servers.address(*id).unwrap_or_default().to_owned(),
+            address: String::new(),
             compaction_bytes_per_s: maintenance.compaction_bytes_per_second,
             maintenance: of_server.view(&own),
             budget: budget(load),
         });
     }
-    running.sort_by_key(|job: &JobView| job.started_micros);
-    running.append(&mut queued);
-    CompactionsView { jobs: running, total: total(volatile), servers }
+    running.sort_by_key(|(_, job): &(ServerId, &MaintenanceJob)| job.started_micros);
+    let running = running.into_iter().map(|(server, job)| view(server, "running", job));
+    let queued = queued.into_iter().map(|(server, job)| view(server, "queued", job));
+    CompactionsView { jobs: running.chain(queued).take(jobs_max).collect(), total: total(loads), servers }
+}
+
+/// Looks up where they serve.
+pub fn name_servers(servers: &mut [ServerCompactionsView], state: &State) {
+    for server in servers {
+        server.address = state.servers.address(ServerId(server.server_id)).unwrap_or_default().to_owned();
+    }
+}
+
+/// Looks up of which tables their tablets are.
+pub fn name_tables(jobs: &mut [JobView], state: &State) {
+    for job in jobs {
+        let table = state.row(TabletId(job.tablet_id)).and_then(|row| state.tables.get(row.table));
+        job.table = table.map(|table| table.schema.name.clone()).unwrap_or_default();
+    }
 }
 
 /// All servers together, without their jobs.
-pub fn total(volatile: &Volatile) -> MaintenanceView {
-    let reports = || volatile.loads.values();
+pub fn total(loads: &Loads) -> MaintenanceView {
+    let reports = || loads.values();
     let counts = reports().map(|load| Counts::of(load)).fold(Counts::default(), Counts::plus);
     let totals = reports().filter_map(|load| load.report.maintenance.as_ref()?.totals);
     counts.view(&totals.fold(MaintenanceTotals::default(), |sum, own| sum.plus(&own)))
@@ -256,14 +273,13 @@ pub fn budget(load: &Load) -> Option<BudgetView> {
     })
 }
 
-fn view(state: &State, server: ServerId, state_word: &'static str, job: &MaintenanceJob) -> JobView {
+fn view(server: ServerId, state: &'static str, job: &MaintenanceJob) -> JobView {
     let kind = job.kind();
-    let table = state.row(TabletId(job.tablet_id)).and_then(|row| state.tables.get(row.table));
     JobView {
-        state: state_word,
+        state,
         server_id: server.0,
         tablet_id: job.tablet_id,
-        table: table.map(|table| table.schema.name.clone()).unwrap_or_default(),
+        table: String::new(),
         kind: match kind {
             MaintenanceKind::Minor => "minor",
             MaintenanceKind::Merging => "merging",
@@ -333,7 +349,32 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use uruk_proto::master::{Maintenance, ServerLoad};
+
     use super::*;
+
+    #[test]
+    fn what_is_not_shown_is_not_made() {
+        let job = |started_micros| MaintenanceJob { started_micros, ..MaintenanceJob::default() };
+        let maintenance = |id: i64| Maintenance {
+            running: (0..50).map(|i| job(1 + (i * 7 + id) % 100)).collect(),
+            queued: vec![job(0); 50],
+            ..Maintenance::default()
+        };
+        let load = |id| {
+            let report = ServerLoad { maintenance: Some(maintenance(id)), ..ServerLoad::default() };
+            (ServerId(id as u64), Arc::new(Load { report, ..Load::default() }))
+        };
+        let loads: Loads = (1..=10).map(load).collect();
+        let all_jobs = all(&loads, usize::MAX).jobs;
+        assert_eq!(all_jobs.len(), 10 * 2 * MAINTENANCE_JOBS_MAX);
+        let running = all_jobs.iter().filter_map(|job| job.started_micros);
+        assert!(running.clone().is_sorted() && running.count() == 10 * MAINTENANCE_JOBS_MAX);
+        assert_eq!(all(&loads, 200).jobs, all_jobs[..200]);
+        assert_eq!(all(&loads, 400).jobs, all_jobs[..400], "some that run, some that wait");
+    }
 
     #[test]
     fn a_share_is_never_more_than_all() {
