@@ -47,7 +47,15 @@ pub async fn run(shared: Arc<Shared>) {
         let rest = term.map_or(LOOK_EVERY, |term| step(&shared, term));
         let took = shared.env.clock.since(began);
         if took > LOOK_SHORT {
-            shared.env.clock.sleep((took * REST_AFTER_LOOK).min(REST_AFTER_LOOK_MAX)).await;
+            tokio::select! {
+                biased;
+                // A new leader does not rest, nor does a deposed one go on.
+                changed = leadership.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+                () = shared.env.clock.sleep((took * REST_AFTER_LOOK).min(REST_AFTER_LOOK_MAX)) => {}
+            }
         }
         tokio::select! {
             biased;

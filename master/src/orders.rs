@@ -69,16 +69,17 @@ async fn decision(shared: &Shared, now: Now) -> Decision {
 pub async fn decide(shared: &Shared, term: Term) {
     let now = shared.now();
     let decision = decision(shared, now).await;
-    if !keep(shared, term, decision.clone(), shared.tuning.auto_balance) {
+    let (splits, merges) = (decision.splits.clone(), decision.merges.clone());
+    if !keep(shared, term, decision, shared.tuning.auto_balance) {
         return;
     }
     let micros = now.wall_micros;
-    for split in decision.splits {
+    for split in splits {
         let (tablet, by_load, reason) = (split.key, split.by_load, split.reason);
         tracing::info!(tablet = %tablet.tablet, reason, "splits a tablet");
         start(shared, term, Command::StartSplit { tablet, at: None, by_load, reason, request: 0, micros }).await;
     }
-    for merge in decision.merges {
+    for merge in merges {
         let (left, right, reason) = (merge.left, merge.right, merge.reason);
         tracing::info!(left = %left.tablet, right = %right.tablet, reason, "merges tablets");
         start(shared, term, Command::StartMerge { left, right, reason, request: 0, micros }).await;
