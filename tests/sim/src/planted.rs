@@ -13,7 +13,7 @@ use crate::run::Order;
 use crate::scenario::Scenario;
 
 /// Seeds for each bug in the short form, the known one first.
-const SHORT_SEEDS: u64 = 30;
+const SHORT_SEEDS: u64 = 12;
 
 /// How to search.
 pub struct Search {
@@ -98,10 +98,11 @@ fn suited(bug: Planted) -> &'static [Scenario] {
 /// it draw other runs, and then it is a seed like any other.
 fn known_seed(bug: Planted) -> u64 {
     match bug {
-        Planted::AckAfterFence => 18,
-        Planted::FlushedAhead => 8,
-        Planted::LateReport => 4,
-        Planted::LateFirstAttempt | Planted::ParentCompactionCommits | Planted::TooFewAnswers => 2,
+        Planted::AckAfterFence => 22,
+        Planted::FlushedAhead => 12,
+        Planted::LateReport | Planted::ParentCompactionCommits => 5,
+        Planted::SplitReplyLostThaws => 3,
+        Planted::LateFirstAttempt | Planted::ReleaseTakenFromSilence | Planted::TooFewAnswers => 2,
         _ => 1,
     }
 }

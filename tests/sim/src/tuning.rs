@@ -33,6 +33,8 @@ pub struct Tuning {
     compaction_files_min: usize,
     meta_tablet_rows_max: usize,
     frames_in_flight: usize,
+    /// So many of them may be small.
+    small_frames_in_flight: usize,
     snapshot_every_entries: u64,
     renewal_ms: u32,
     sweep_every: Duration,
@@ -70,6 +72,7 @@ impl Tuning {
             compaction_files_min: pick(random, &[2, 3]),
             meta_tablet_rows_max: pick(random, &[2, 4, 100]),
             frames_in_flight: pick(random, &[1, 2, 4]),
+            small_frames_in_flight: pick(random, &[1, 4]),
             snapshot_every_entries: pick(random, &[10, 40, 200]),
             renewal_ms: 1_000,
             sweep_every: SWEEP_INTERVAL,
@@ -230,7 +233,7 @@ impl Tuning {
             frame_bytes: 2 << 10,
             log_queue_bytes_max: 128 << 10,
             frames_in_flight_max: self.frames_in_flight,
-            small_frames_in_flight_max: 1,
+            small_frames_in_flight_max: self.small_frames_in_flight.min(self.frames_in_flight),
             large_frame_bytes: 1 << 10,
             master_call_ms: 1_000,
             ..TabletServerConfig::default()
