@@ -7,14 +7,14 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use uruk_proto::schema::FilterOn;
 use uruk_proto::{FamilyId, SeqNo, key};
 use uruk_tabletserver::engine::EngineConfig;
 use uruk_tabletserver::engine::sstable::format::{Compression, Handle, index_value, unpack_payload};
-use uruk_tabletserver::engine::sstable::row_filter::FilterKind;
 use uruk_tabletserver::engine::sstable::skip::Facts;
 use uruk_tabletserver::engine::sstable::{TableBuilder, inspect};
 
-fn table(compression: Compression, filter: FilterKind) -> Bytes {
+fn table(compression: Compression, filter: FilterOn) -> Bytes {
     let config = EngineConfig { block_bytes: 256, filter_partition_bytes: 16, ..EngineConfig::default() };
     let mut builder = TableBuilder::new(&config, compression, 1).with_filter(filter);
     for i in 0..40u64 {
@@ -41,9 +41,9 @@ fn put(folder: &Path, target: &str, name: &str, data: &[u8]) -> io::Result<()> {
 fn main() -> io::Result<()> {
     let folder = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "fuzz/corpus".to_owned()));
     for (compression, filter) in [
-        (Compression::Raw, FilterKind::Row),
-        (Compression::Lz4, FilterKind::RowColumn),
-        (Compression::Zstd, FilterKind::RowColumn),
+        (Compression::Raw, FilterOn::Row),
+        (Compression::Lz4, FilterOn::RowColumn),
+        (Compression::Zstd, FilterOn::RowColumn),
     ] {
         let name = format!("{compression:?}").to_lowercase();
         let file = table(compression, filter);
@@ -58,6 +58,7 @@ fn main() -> io::Result<()> {
         }
         put(&folder, "properties", &name, &payload(footer.properties))?;
         put(&folder, "block", &format!("{name}-root"), &payload(footer.root))?;
+        put(&folder, "tail", &name, &payload(footer.root))?;
         for (i, block) in report.blocks.iter().enumerate() {
             put(&folder, "block", &format!("{name}-{i}"), &payload(block.handle))?;
             // Without its checksum, which the target adds.

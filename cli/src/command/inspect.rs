@@ -11,9 +11,9 @@ use uruk_base::inspect::FileReport;
 use uruk_consensus::inspect as raft;
 use uruk_dfs_sim::format::inspect as store;
 use uruk_proto::key::KeyRef;
+use uruk_proto::schema::FilterOn;
 use uruk_tabletserver::engine::sstable::format::MAGIC;
 use uruk_tabletserver::engine::sstable::inspect::{TableReport, inspect};
-use uruk_tabletserver::engine::sstable::row_filter::FilterKind;
 use uruk_tabletserver::server::inspect as server;
 
 use crate::output::{human_bytes, human_count, print_table, show_bytes};
@@ -112,7 +112,16 @@ pub async fn run(options: Inspect) -> Result<ExitCode> {
                 Some(Kind::Table) => show_table(&options, &data) && is_sound,
                 Some(Kind::Memory) => show(&options, &server::memory(&data)) && is_sound,
                 Some(Kind::Recovery) => show(&options, &server::recovery(&data)) && is_sound,
-                _ => is_sound,
+                None
+                | Some(
+                    Kind::Chunk
+                    | Kind::Segment
+                    | Kind::Graves
+                    | Kind::SegmentState
+                    | Kind::RaftLog
+                    | Kind::RaftSnapshot
+                    | Kind::RaftState,
+                ) => is_sound,
             }
         }
         Kind::Segment => {
@@ -178,8 +187,8 @@ fn print_report(options: &Inspect, report: &TableReport) {
         }
     }
     let knows = match report.properties.as_ref().and_then(|properties| properties.filter) {
-        Some(FilterKind::RowColumn) => "rows and columns",
-        Some(FilterKind::Row) | None => "rows",
+        Some(FilterOn::RowColumn) => "rows and columns",
+        Some(FilterOn::Row) | None => "rows",
     };
     let filters = report.filters.len() as u64;
     row("filters on", if filters > 0 { knows.to_owned() } else { "nothing".to_owned() });

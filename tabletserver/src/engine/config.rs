@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 use uruk_proto::schema::{self, TableSchema};
 
 use super::sstable::format::Compression;
-use super::sstable::row_filter::FilterKind;
 
 /// Limits and sizes of the storage engine.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -122,7 +121,7 @@ pub struct GroupOptions {
     /// Blocks stay in memory once they were read, as far as `in_memory_bytes_max` allows.
     pub in_memory: bool,
     /// What files' filters know.
-    pub filter: FilterKind,
+    pub filter: schema::FilterOn,
 }
 
 impl GroupOptions {
@@ -139,11 +138,7 @@ impl GroupOptions {
             0 => config.block_bytes,
             bytes => bytes as usize,
         };
-        let filter = match group.filter {
-            schema::FilterOn::Row => FilterKind::Row,
-            schema::FilterOn::RowColumn => FilterKind::RowColumn,
-        };
-        GroupOptions { block_bytes, compression, compression_major, in_memory: group.in_memory, filter }
+        GroupOptions { block_bytes, compression, compression_major, in_memory: group.in_memory, filter: group.filter }
     }
 }
 

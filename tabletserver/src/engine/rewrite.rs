@@ -30,9 +30,9 @@ use super::progress::Progress;
 use super::sstable::TableBuilder;
 use super::sstable::builder::BuiltTable;
 use super::sstable::cursor::CursorState;
-use super::sstable::row_filter::FilterKind;
 use super::sstable::upload::Upload;
 use super::visible::{Seen, Visibility};
+use uruk_proto::schema::FilterOn;
 
 /// What need not be written.
 #[derive(Clone, Debug)]
@@ -142,7 +142,7 @@ async fn run(context: &EngineContext, mut rewrite: Rewrite, files: &mut Files<'_
 struct Format {
     block_bytes: usize,
     compression: super::sstable::format::Compression,
-    filter: FilterKind,
+    filter: FilterOn,
     written_micros: i64,
 }
 

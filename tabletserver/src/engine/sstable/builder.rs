@@ -11,8 +11,9 @@ use super::super::config::EngineConfig;
 use super::block::{BlockBuilder, shared_prefix_len};
 use super::format::{BlockPacker, Compression, Footer, Handle, index_value};
 use super::properties::Properties;
-use super::row_filter::{FilterBuilder, FilterKind};
+use super::row_filter::FilterBuilder;
 use super::skip::Facts;
+use uruk_proto::schema::FilterOn;
 
 /// Builds one file.
 pub struct TableBuilder {
@@ -69,21 +70,21 @@ impl TableBuilder {
             file_facts: Facts::NONE,
             root: BlockBuilder::new(1),
             unfiltered: Vec::new(),
-            filter: FilterBuilder::new(FilterKind::Row, config.bloom_bits_per_row),
+            filter: FilterBuilder::new(FilterOn::Row, config.bloom_bits_per_row),
             bloom_bits_per_row: config.bloom_bits_per_row,
             row_len: 0,
             column_len: 0,
             last_key: Vec::new(),
             properties: Properties {
                 written_micros,
-                filter: (config.bloom_bits_per_row > 0).then_some(FilterKind::Row),
+                filter: (config.bloom_bits_per_row > 0).then_some(FilterOn::Row),
                 ..Properties::empty()
             },
         }
     }
 
     /// With filters that know this instead.
-    pub fn with_filter(mut self, kind: FilterKind) -> TableBuilder {
+    pub fn with_filter(mut self, kind: FilterOn) -> TableBuilder {
         self.filter = FilterBuilder::new(kind, self.bloom_bits_per_row);
         self.properties.filter = (self.bloom_bits_per_row > 0).then_some(kind);
         self

@@ -15,9 +15,9 @@ use uruk_proto::DecodeError;
 use super::super::error::EngineError;
 use super::block::{Block, BlockCursor};
 use super::file::FileHandle;
-use super::format::{Handle, unpack_facts};
+use super::format::{Handle, unpack_facts, unpack_partition};
 use super::row_filter::RowProbe;
-use super::skip::Wanted;
+use super::skip::{Facts, Wanted};
 use super::tail::{Answer, Tail};
 
 /// Where a cursor stands.
@@ -302,7 +302,7 @@ impl FileCursor {
             if self.is_beyond(partition.key()) {
                 return Ok(None);
             }
-            if let Some(handle) = self.useful_entry(partition.value())? {
+            if let Some(handle) = self.useful_block(partition.value())? {
                 return Ok(Some(Stage::Data(handle)));
             }
         }
@@ -318,7 +318,7 @@ impl FileCursor {
             if self.is_beyond(root.key()) {
                 return Ok(None);
             }
-            if let Some(handle) = self.useful_entry(root.value())? {
+            if let Some(handle) = self.useful_partition(root.value())? {
                 return Ok(Some(Stage::Partition(handle)));
             }
         }
@@ -381,7 +381,7 @@ impl FileCursor {
             return Ok(Run::Stop(CursorState::End));
         }
         let root = self.root.as_ref().expect("just set");
-        match (self.useful_entry(root.value())?, self.goal) {
+        match (self.useful_partition(root.value())?, self.goal) {
             (Some(handle), _) => Ok(Run::Stage(Stage::Partition(handle))),
             (None, Goal::Before) => {
                 let separator = root.key().to_vec();
@@ -429,7 +429,7 @@ impl FileCursor {
             return Ok(Run::NextBlock);
         }
         let (_, partition) = self.partition.as_ref().expect("just set");
-        Ok(match (self.useful_entry(partition.value())?, self.goal) {
+        Ok(match (self.useful_block(partition.value())?, self.goal) {
             (Some(handle), _) => Run::Stage(Stage::Data(handle)),
             (None, Goal::Before) => self.previous_block(),
             (None, Goal::AtOrAfter | Goal::Next) => Run::NextBlock,
@@ -502,12 +502,25 @@ impl FileCursor {
         Ok(Some(block))
     }
 
-    /// What an index entry names; None when nothing of it is wanted.
-    fn useful_entry(&self, value: &[u8]) -> Result<Option<Handle>, EngineError> {
+    /// The data block that an index partition names; None when nothing of it is wanted.
+    fn useful_block(&self, value: &[u8]) -> Result<Option<Handle>, EngineError> {
+        self.useful(value, |value, _| unpack_facts(value))
+    }
+
+    /// The index partition that the root names; None when nothing of it is wanted.
+    fn useful_partition(&self, value: &[u8]) -> Result<Option<Handle>, EngineError> {
+        self.useful(value, |value, limit| Ok(unpack_partition(value, limit)?.0))
+    }
+
+    fn useful(
+        &self,
+        value: &[u8],
+        unpack: impl FnOnce(&[u8], u64) -> Result<Option<Facts>, DecodeError>,
+    ) -> Result<Option<Handle>, EngineError> {
         let limit = self.file.file.tail().map_or(0, |tail| tail.blocks_end);
         let damaged = |error| self.file.file.damaged(limit, &error);
         if self.options.wanted != Wanted::ALL
-            && let Some(facts) = unpack_facts(value).map_err(damaged)?
+            && let Some(facts) = unpack(value, limit).map_err(damaged)?
             && self.options.wanted.skips(&facts)
         {
             return Ok(None);

@@ -2,23 +2,28 @@
 //! bad input call. None of them may panic, whatever the bytes; what they return is of no interest.
 
 use bytes::Bytes;
+use uruk_proto::FamilyId;
 use uruk_proto::key::KeyRef;
+use uruk_proto::schema::FilterOn;
 
 use super::block::{Block, BlockCursor};
 use super::bloom::Bloom;
 use super::format::{Footer, Handle, unpack_facts, unpack_partition, unpack_payload};
 use super::inspect;
 use super::properties::Properties;
+use super::row_filter::RowProbe;
+use super::tail::Tail;
 
 /// A decoder that throws its result away.
 pub type Decoder = fn(&[u8]);
 
 /// The decoders by name.
-pub const DECODERS: [(&str, Decoder); 8] = [
+pub const DECODERS: [(&str, Decoder); 9] = [
     ("table_file", table_file),
     ("footer", footer),
     ("stored_block", stored_block),
     ("block", block),
+    ("tail", tail),
     ("bloom", bloom),
     ("properties", properties),
     ("index_value", index_value),
@@ -58,6 +63,22 @@ pub fn block(data: &[u8]) {
     }
     let target = &data[..data.len().min(8)];
     let _ = (cursor.seek(target), cursor.seek_before(target), cursor.seek_at_or_before(target), cursor.last());
+}
+
+/// The root of an index as an open file keeps it, and what look-ups ask of it.
+pub fn tail(data: &[u8]) {
+    let Ok(root) = Block::parse(Bytes::copy_from_slice(data)) else { return };
+    let properties = Properties { filter: Some(FilterOn::RowColumn), ..Properties::empty() };
+    let Ok(tail) = Tail::new(root.clone(), properties, None, 1 << 40) else { return };
+    let mut cursor = BlockCursor::new(root);
+    let mut at = cursor.first();
+    while let Ok(true) = at {
+        let row = cursor.key();
+        let _ = tail.partition_of(row);
+        let probe = RowProbe::columns(row.to_vec(), [(FamilyId(1), row)].into_iter());
+        tail.ask(&probe, |filter, hash| (filter.handle.len % 2 == 0).then_some(hash % 2 == 0));
+        at = cursor.advance();
+    }
 }
 
 /// A filter and a lookup in it.

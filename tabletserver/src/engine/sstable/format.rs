@@ -88,11 +88,11 @@ impl Handle {
     }
 }
 
-/// What an index entry says of its block besides where it lies; None in files before version 3.
+/// What an entry of an index partition says of its block besides where it lies; None in files before version 3.
 pub fn unpack_facts(value: &[u8]) -> Result<Option<Facts>, DecodeError> {
     match value.get(HANDLE_BYTES..) {
         None | Some([]) => Ok(None),
-        Some(facts) => Facts::split(facts).map(|(facts, _)| Some(facts)),
+        Some(facts) => Facts::parse(facts).map(Some),
     }
 }
 
@@ -325,6 +325,17 @@ mod tests {
             assert_eq!(handle.len as usize, noise.len() + TRAILER_BYTES);
             assert_eq!(unpack_payload(&out, 0).unwrap(), noise);
         }
+    }
+
+    #[test]
+    fn a_filter_is_named_by_the_root_alone() {
+        let handle = Handle { offset: 1, len: 2 };
+        let (block, partition) =
+            (index_value(handle, &Facts::NONE, None), index_value(handle, &Facts::NONE, Some(handle)));
+        assert_eq!(unpack_facts(&block), Ok(Some(Facts::NONE)));
+        assert_eq!(unpack_facts(&partition).unwrap_err().why, "more bytes than facts");
+        assert_eq!(unpack_partition(&block, 3), Ok((Some(Facts::NONE), None)));
+        assert_eq!(unpack_partition(&partition, 3), Ok((Some(Facts::NONE), Some(handle))));
     }
 
     #[test]

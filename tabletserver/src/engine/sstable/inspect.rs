@@ -9,10 +9,10 @@ use uruk_proto::{DecodeError, key};
 
 use super::block::{Block, BlockCursor, shared_prefix_len};
 use super::bloom::{self, Bloom};
-use super::format::{FOOTER_BYTES, Footer, Handle, unpack_partition, unpack_payload};
+use super::format::{FOOTER_BYTES, Footer, Handle, unpack_facts, unpack_partition, unpack_payload};
 use super::properties::Properties;
-use super::row_filter::FilterKind;
 use super::skip::Facts;
+use uruk_proto::schema::FilterOn;
 
 /// Something that is not as it should be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,6 +81,14 @@ struct Indexed {
     filter: Option<Handle>,
 }
 
+/// Reads what an index entry says besides the block that it names.
+type UnpackEntry = fn(&[u8], u64) -> Result<(Option<Facts>, Option<Handle>), DecodeError>;
+
+/// Of an index partition: only the root names filters.
+fn unpack_block(value: &[u8], _limit: u64) -> Result<(Option<Facts>, Option<Handle>), DecodeError> {
+    Ok((unpack_facts(value)?, None))
+}
+
 impl Inspection<'_> {
     fn run(&mut self) {
         let footer = match Footer::parse(self.file, self.file.len() as u64) {
@@ -95,7 +103,7 @@ impl Inspection<'_> {
         if let Some(root) = self.piece(footer.root, Block::parse) {
             // Partitions in a row share one.
             let (mut last, mut own) = (None, None);
-            for partition in self.handles(footer.root.offset, root, footer.filter.offset) {
+            for partition in self.handles(footer.root.offset, root, footer.filter.offset, unpack_partition) {
                 self.report.partitions.push(partition.handle);
                 if partition.filter != last {
                     last = partition.filter;
@@ -103,9 +111,8 @@ impl Inspection<'_> {
                 }
                 let Some(block) = self.piece(partition.handle, Block::parse) else { continue };
                 let mut found = Facts::NONE;
-                for (i, entry) in
-                    self.handles(partition.handle.offset, block, footer.filter.offset).into_iter().enumerate()
-                {
+                let entries = self.handles(partition.handle.offset, block, footer.filter.offset, unpack_block);
+                for (i, entry) in entries.into_iter().enumerate() {
                     if i == 0 && partition.filter.is_some() {
                         self.compare_separator(partition.handle.offset, &partition.separator, entry.handle);
                     }
@@ -145,7 +152,7 @@ impl Inspection<'_> {
     }
 
     /// What an index block says.
-    fn handles(&mut self, offset: u64, block: Block, limit: u64) -> Vec<Indexed> {
+    fn handles(&mut self, offset: u64, block: Block, limit: u64, unpack: UnpackEntry) -> Vec<Indexed> {
         let mut handles = Vec::new();
         let mut cursor = BlockCursor::new(block);
         let mut at = cursor.first();
@@ -153,7 +160,7 @@ impl Inspection<'_> {
             match at {
                 Ok(true) => {
                     let handle = Handle::unpack(cursor.value(), limit);
-                    match handle.and_then(|handle| Ok((handle, unpack_partition(cursor.value(), limit)?))) {
+                    match handle.and_then(|handle| Ok((handle, unpack(cursor.value(), limit)?))) {
                         Ok((handle, (facts, filter))) => {
                             let separator = cursor.key().to_vec();
                             handles.push(Indexed { separator, handle, facts, filter });
@@ -213,7 +220,7 @@ impl Inspection<'_> {
     }
 
     fn knows_columns(&self) -> bool {
-        self.report.properties.as_ref().is_some_and(|properties| properties.filter == Some(FilterKind::RowColumn))
+        self.report.properties.as_ref().is_some_and(|properties| properties.filter == Some(FilterOn::RowColumn))
     }
 
     /// The index must not promise less than there is: readers would skip it.
@@ -250,5 +257,28 @@ impl Inspection<'_> {
 
     fn note(&mut self, offset: u64, what: String) {
         self.report.damage.push(Damage { offset, what });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::block::BlockBuilder;
+    use super::super::format::index_value;
+    use super::*;
+
+    #[test]
+    fn a_filter_that_an_index_partition_names_is_damage() {
+        let handle = Handle { offset: 0, len: 9 };
+        let damage = |filter, unpack: UnpackEntry| {
+            let mut block = BlockBuilder::new(1);
+            block.add(&[], &index_value(handle, &Facts::NONE, filter));
+            let block = Block::parse(Bytes::copy_from_slice(block.finish())).unwrap();
+            let file = Bytes::new();
+            let mut inspection = Inspection { file: &file, report: TableReport::default(), last_key: Vec::new() };
+            inspection.handles(0, block, 100, unpack);
+            inspection.report.damage.len()
+        };
+        assert_eq!((damage(None, unpack_partition), damage(Some(handle), unpack_partition)), (0, 0));
+        assert_eq!((damage(None, unpack_block), damage(Some(handle), unpack_block)), (0, 1));
     }
 }

@@ -5,8 +5,8 @@ use uruk_proto::codec::{Reader, put_bytes, put_varint};
 use uruk_proto::key::{self, KeyRef, Kind};
 use uruk_proto::{DecodeError, FamilyId, SeqNo};
 
-use super::row_filter::FilterKind;
 use super::skip::{Facts, family_bit};
+use uruk_proto::schema::FilterOn;
 
 const FILTER_ROW: u64 = 1;
 const FILTER_ROW_COLUMN: u64 = 2;
@@ -41,7 +41,7 @@ pub struct Properties {
     /// Deletions of whole rows; 0 in files before version 3.
     pub row_deletions: u64,
     /// What its partitions' filters know; None before version 4, and without filters.
-    pub filter: Option<FilterKind>,
+    pub filter: Option<FilterOn>,
 }
 
 impl Properties {
@@ -130,8 +130,8 @@ impl Properties {
             families.iter().for_each(|family| put_varint(out, family.0));
             match self.filter {
                 None => {}
-                Some(FilterKind::Row) => put_varint(out, FILTER_ROW),
-                Some(FilterKind::RowColumn) => put_varint(out, FILTER_ROW_COLUMN),
+                Some(FilterOn::Row) => put_varint(out, FILTER_ROW),
+                Some(FilterOn::RowColumn) => put_varint(out, FILTER_ROW_COLUMN),
             }
         }
     }
@@ -174,8 +174,8 @@ impl Properties {
         }
         if !reader.is_at_end() {
             properties.filter = Some(match reader.varint()? {
-                FILTER_ROW => FilterKind::Row,
-                FILTER_ROW_COLUMN => FilterKind::RowColumn,
+                FILTER_ROW => FilterOn::Row,
+                FILTER_ROW_COLUMN => FilterOn::RowColumn,
                 _ => return Err(reader.error("unknown kind of filter")),
             });
         }
@@ -209,7 +209,7 @@ mod tests {
                 written_micros: 1 + (numbers[0] >> 1) as i64 / 2,
                 families: Some(vec![FamilyId(3), FamilyId(300)]),
                 row_deletions: 7,
-                filter: Some(FilterKind::RowColumn),
+                filter: Some(FilterOn::RowColumn),
             };
             let mut out = Vec::new();
             properties.put(&mut out);

@@ -23,24 +23,15 @@
 
 use uruk_proto::FamilyId;
 use uruk_proto::key::{self, KeyRef};
+use uruk_proto::schema::FilterOn;
 
 use super::bloom;
 use super::skip::Facts;
 
-/// What the filters of a file know.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum FilterKind {
-    /// Rows.
-    #[default]
-    Row,
-    /// Rows, and their columns.
-    RowColumn,
-}
-
 /// Collects what a filter shall know.
 #[derive(Debug)]
 pub struct FilterBuilder {
-    kind: FilterKind,
+    on: FilterOn,
     bits_per_key: usize,
     hashes: Vec<u64>,
     /// The row and the column of the last entry are known.
@@ -49,8 +40,8 @@ pub struct FilterBuilder {
 
 impl FilterBuilder {
     /// Knows nothing; without bits there will be no filter.
-    pub fn new(kind: FilterKind, bits_per_key: usize) -> FilterBuilder {
-        FilterBuilder { kind, bits_per_key, hashes: Vec::new(), is_known: false }
+    pub fn new(on: FilterOn, bits_per_key: usize) -> FilterBuilder {
+        FilterBuilder { on, bits_per_key, hashes: Vec::new(), is_known: false }
     }
 
     /// Adds an entry; whether row and column are the last entry's.
@@ -61,7 +52,7 @@ impl FilterBuilder {
         if !(is_same_row && self.is_known) {
             self.hashes.push(bloom::row_hash(key.row_prefix()));
         }
-        if self.kind == FilterKind::RowColumn && !(is_same_column && self.is_known) {
+        if self.on == FilterOn::RowColumn && !(is_same_column && self.is_known) {
             self.hashes.push(bloom::row_hash(key.column_prefix()));
         }
         self.is_known = true;
@@ -177,20 +168,20 @@ mod tests {
 
     #[test]
     fn a_filter_knows_the_row_and_column_that_it_goes_on_with() {
-        for kind in [FilterKind::Row, FilterKind::RowColumn] {
+        for kind in [FilterOn::Row, FilterOn::RowColumn] {
             let mut builder = FilterBuilder::new(kind, 10);
             let key = key::cell(b"row", FamilyId(3), b"q", 7, SeqNo(1));
             let parts = KeyRef::parse(&key).unwrap();
             builder.add(&parts, false, false);
             builder.add(&parts, true, true);
-            assert_eq!(builder.bytes(), 10 * if kind == FilterKind::Row { 1 } else { 2 } / 8, "each is there once");
+            assert_eq!(builder.bytes(), 10 * if kind == FilterOn::Row { 1 } else { 2 } / 8, "each is there once");
             builder.finish();
             builder.add(&parts, true, true);
             let filter = Bloom::parse(builder.finish().unwrap().into()).unwrap();
             let column = [(FamilyId(3), &key[parts.row_len..parts.column_len])].into_iter();
             let probe = RowProbe::columns(parts.row_prefix().to_vec(), column);
             assert!(knows(&filter, &probe.row));
-            assert_eq!(knows(&filter, &probe.columns[0]), kind == FilterKind::RowColumn);
+            assert_eq!(knows(&filter, &probe.columns[0]), kind == FilterOn::RowColumn);
         }
     }
 

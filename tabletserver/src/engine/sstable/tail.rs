@@ -11,8 +11,9 @@ use super::block::{Block, BlockCursor, shared_prefix_len, word_of};
 use super::bloom::Bloom;
 use super::format::{Handle, unpack_partition};
 use super::properties::Properties;
-use super::row_filter::{FilterKind, Probe, RowProbe};
+use super::row_filter::{Probe, RowProbe};
 use super::skip::Facts;
+use uruk_proto::schema::FilterOn;
 
 /// What is kept of an open file.
 #[derive(Debug)]
@@ -116,7 +117,7 @@ impl Tail {
             return if filter.may_contain(probe.row.hash) { Answer::Maybe } else { Answer::Absent };
         }
         let answer = self.ask_filter(&probe.row, &knows);
-        let knows_columns = self.properties.filter == Some(FilterKind::RowColumn) && !probe.columns.is_empty();
+        let knows_columns = self.properties.filter == Some(FilterOn::RowColumn) && !probe.columns.is_empty();
         if answer != Answer::Maybe || !knows_columns {
             return answer;
         }

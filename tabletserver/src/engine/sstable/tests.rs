@@ -13,11 +13,12 @@ use uruk_proto::{FamilyId, SeqNo, key};
 
 use super::cursor::{CursorState, FileCursor, ReadOptions};
 use super::format::Compression;
-use super::row_filter::{FilterKind, RowProbe};
+use super::row_filter::RowProbe;
 use super::skip::Wanted;
 use super::tail::Answer;
 use super::*;
 use crate::engine::{EngineConfig, EngineContext, EngineError};
+use uruk_proto::schema::FilterOn;
 
 type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -43,10 +44,10 @@ fn build(entries: &Entries) -> (Bytes, Properties) {
 }
 
 fn build_with(entries: &Entries, compression: Compression) -> (Bytes, Properties) {
-    build_filtered(entries, compression, FilterKind::Row)
+    build_filtered(entries, compression, FilterOn::Row)
 }
 
-fn build_filtered(entries: &Entries, compression: Compression, filter: FilterKind) -> (Bytes, Properties) {
+fn build_filtered(entries: &Entries, compression: Compression, filter: FilterOn) -> (Bytes, Properties) {
     let mut builder = TableBuilder::new(&config(), compression, 5).with_filter(filter);
     let mut out = Vec::new();
     for (key, value) in entries {
@@ -332,7 +333,7 @@ fn a_large_file_goes_up_in_parts() {
 fn valid_pieces() -> Vec<Bytes> {
     let mut pieces = Vec::new();
     for compression in [Compression::Raw, Compression::Lz4, Compression::Zstd] {
-        let filter = if compression == Compression::Raw { FilterKind::Row } else { FilterKind::RowColumn };
+        let filter = if compression == Compression::Raw { FilterOn::Row } else { FilterOn::RowColumn };
         let (file, _) = build_filtered(&sample(), compression, filter);
         let report = inspect::inspect(&file);
         let footer = report.footer.unwrap();
@@ -429,7 +430,7 @@ proptest! {
             index_pinned_bytes_max: pinned,
             ..EngineConfig::default()
         };
-        let mut builder = TableBuilder::new(&config, Compression::Raw, 5).with_filter(FilterKind::RowColumn);
+        let mut builder = TableBuilder::new(&config, Compression::Raw, 5).with_filter(FilterOn::RowColumn);
         entries.iter().for_each(|(key, value)| builder.add(key, value).unwrap());
         let content = builder.finish().output;
         prop_assert_eq!(inspect::inspect(&content).damage, []);
@@ -489,7 +490,7 @@ fn sparse(rows: u32) -> Entries {
 fn about_one_look_up_in_a_hundred_is_misled_of_rows_and_of_columns() {
     const ROWS: u32 = 20_000;
     let config = EngineConfig { bloom_bits_per_row: 10, ..EngineConfig::default() };
-    let mut builder = TableBuilder::new(&config, Compression::Lz4, 5).with_filter(FilterKind::RowColumn);
+    let mut builder = TableBuilder::new(&config, Compression::Lz4, 5).with_filter(FilterOn::RowColumn);
     let mut without_deletions = sparse(ROWS);
     without_deletions.retain(|(key, _)| key::KeyRef::parse(key).unwrap().kind == key::Kind::Cell);
     without_deletions.iter().for_each(|(key, value)| builder.add(key, value).unwrap());
@@ -526,7 +527,7 @@ fn about_one_look_up_in_a_hundred_is_misled_of_rows_and_of_columns() {
 
 #[test]
 fn a_file_with_a_deletion_of_the_row_or_family_is_asked_for_any_of_its_columns() {
-    let (content, _) = build_filtered(&sparse(200), Compression::Raw, FilterKind::RowColumn);
+    let (content, _) = build_filtered(&sparse(200), Compression::Raw, FilterOn::RowColumn);
     run(async {
         let file = file(content, 0).await;
         let mut seen = [0; 2];
@@ -549,7 +550,7 @@ fn a_file_with_a_deletion_of_the_row_or_family_is_asked_for_any_of_its_columns()
 #[test]
 fn an_inspection_finds_filters_that_forget_a_column() {
     let entries = sparse(20);
-    let (content, _) = build_filtered(&entries, Compression::Raw, FilterKind::Row);
+    let (content, _) = build_filtered(&entries, Compression::Raw, FilterOn::Row);
     let footer = inspect::inspect(&content).footer.unwrap();
     // The same file, said to know columns.
     let at = footer.properties.end() as usize - format::TRAILER_BYTES - 1;
