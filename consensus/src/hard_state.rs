@@ -25,7 +25,8 @@ use crate::types::{LogId, Vote, log_id};
 const NAME: &str = "state";
 const MAGIC: &[u8; 8] = b"URUKRSTA";
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 16;
+/// Bytes before the state; the last four are its checksum.
+pub(crate) const HEADER_BYTES: usize = 16;
 
 /// The content of the file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -94,7 +95,7 @@ impl HardState {
         Ok(Some(state))
     }
 
-    fn encode(&self) -> Bytes {
+    pub(crate) fn encode(&self) -> Bytes {
         let body = postcard::to_stdvec(self).expect("memory has room and the types have lengths");
         let mut out = BytesMut::with_capacity(HEADER_BYTES + body.len());
         out.put_slice(MAGIC);

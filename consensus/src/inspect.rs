@@ -80,11 +80,16 @@ pub fn state_file(file: &Bytes) -> FileReport {
 
 #[cfg(test)]
 mod tests {
-    use openraft::EntryPayload;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use openraft::impls::leader_id_std::LeaderId;
+    use openraft::{BasicNode, EntryPayload};
 
     use super::*;
+    use crate::decode;
+    use crate::hard_state::HardState;
     use crate::log::format::{EntriesBody, cut_frame, segment_header};
-    use crate::types::{Entry, log_id};
+    use crate::types::{Entry, Membership, SnapshotMeta, StoredMembership, Vote, log_id};
 
     fn segment() -> Vec<u8> {
         let mut file = segment_header(3).to_vec();
@@ -95,6 +100,22 @@ mod tests {
         }
         file.extend_from_slice(&cut_frame(file.len() as u64, 12));
         file
+    }
+
+    fn snapshot_of_one_member() -> Bytes {
+        let nodes: BTreeMap<u64, BasicNode> = [(1, BasicNode { addr: "a:1".into() })].into();
+        let membership = Membership::new(vec![BTreeSet::from([1])], nodes).expect("a good one");
+        let last = log_id(3, 7);
+        let last_membership = StoredMembership::new(Some(log_id(0, 0)), membership);
+        let meta = SnapshotMeta { last_log_id: Some(last), last_membership };
+        [&snapshot::encode_header(&meta, last, b"content")[..], b"content"].concat().into()
+    }
+
+    fn state() -> Bytes {
+        let mut state = HardState::new("controllers", 2);
+        state.set_vote(&Vote { leader_id: LeaderId { term: 7, voted_for: 3 }, committed: true });
+        state.set_purged(log_id(6, 1000));
+        state.encode()
     }
 
     #[test]
@@ -125,14 +146,27 @@ mod tests {
     #[test]
     fn a_short_fuzz_run_from_valid_files_panics_nowhere() {
         const RUNS: u32 = 4000;
-        let headers = [SNAPSHOT_MAGIC, STATE_MAGIC].map(|magic| [&magic[..], &[1; 40]].concat().into());
-        let corpus: Vec<Bytes> = headers.into_iter().chain([segment().into()]).collect();
+        let corpus = [segment().into(), snapshot_of_one_member(), state()];
+        assert!(snapshot_file(&corpus[1]).damage.is_empty() && state_file(&corpus[2]).damage.is_empty());
         let random = uruk_base::Random::from_seed(1);
+        let passes = |report: FileReport| !report.damage.iter().any(|damage| damage.what.contains("checksum"));
+        let mut passed = [0; 3];
         for _ in 0..RUNS {
-            let input = Bytes::from(uruk_base::splice::spliced(&corpus, &random));
-            log_segment(&input);
-            snapshot_file(&input);
-            state_file(&input);
+            let input = uruk_base::splice::spliced(&corpus, &random);
+            decode::raft_log(&input);
+            decode::raft_snapshot(&input);
+            decode::raft_state(&input);
+            let signed = decode::signed_snapshot(&input);
+            let reports = [
+                Some(log_segment(&decode::signed_segment(&input))),
+                signed.as_ref().map(snapshot_file),
+                Some(state_file(&decode::signed_state(&input))),
+            ];
+            for (passed, report) in passed.iter_mut().zip(reports) {
+                *passed += u32::from(report.is_some_and(passes));
+            }
         }
+        // Behind the checksums, too.
+        assert!(passed.iter().all(|passed| *passed > RUNS / 10), "{passed:?}");
     }
 }

@@ -14,7 +14,7 @@
 //! | `hard_state`, `snapshot` | the other files |
 //! | `network`, `service` | RPCs sent and received |
 //! | `types` | the engine's types |
-//! | `inspect` | the files for people |
+//! | `inspect`, `decode` | the files for people; their decoders for those who try to break them |
 //!
 //! Invariants:
 //! 1. An acknowledged command survives as long as a majority of the members keep their folders.
@@ -24,6 +24,7 @@
 pub mod config;
 mod confirm;
 mod consensus;
+pub mod decode;
 mod engine_watch;
 pub mod error;
 mod hard_state;

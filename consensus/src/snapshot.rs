@@ -31,20 +31,21 @@ const PREFIX: &str = "snapshot-";
 const TEMPORARY: &str = ".tmp";
 const MAGIC: &[u8; 8] = b"URUKRSNP";
 const VERSION: u32 = 1;
-const FIXED_BYTES: usize = 16;
+/// Magic, version, length of the header.
+pub(crate) const FIXED_BYTES: usize = 16;
 /// Reading gives up after so many snapshots that were replaced meanwhile.
 const READ_ATTEMPTS: u32 = 5;
 
 /// What a snapshot file says about its content.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Header {
+pub(crate) struct Header {
     /// Term and index of the last entry.
     last: (u64, u64),
     /// Term and index of the entry that set the membership.
     membership_at: Option<(u64, u64)>,
     membership: Vec<u8>,
-    content_bytes: u64,
-    content_crc: u32,
+    pub(crate) content_bytes: u64,
+    pub(crate) content_crc: u32,
 }
 
 /// Why there is no snapshot to be had.
@@ -179,7 +180,7 @@ fn parse_name(name: &str) -> Option<LogId> {
     Some(log_id(term.parse().ok()?, index.parse().ok()?))
 }
 
-fn encode_header(meta: &SnapshotMeta, last: LogId, content: &[u8]) -> Bytes {
+pub(crate) fn encode_header(meta: &SnapshotMeta, last: LogId, content: &[u8]) -> Bytes {
     let header = Header {
         last: (last.leader_id.term, last.index),
         membership_at: meta.last_membership.log_id().map(|at| (at.leader_id.term, at.index)),

@@ -18,6 +18,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 pub mod block_sums;
 pub mod chunk_file;
+pub mod decode;
 pub mod graves_file;
 pub mod inspect;
 pub mod replica_file;

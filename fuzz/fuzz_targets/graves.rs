@@ -1,8 +1,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use uruk_dfs_sim::format::inspect;
+use uruk_dfs_sim::format::decode;
 
-fuzz_target!(|data: &[u8]| {
-    inspect::graves(data);
-});
+fuzz_target!(|data: &[u8]| decode::graves(data));

@@ -1,9 +1,6 @@
 #![no_main]
 
-use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use uruk_tabletserver::server::inspect;
+use uruk_tabletserver::server::decode;
 
-fuzz_target!(|data: &[u8]| {
-    inspect::memory(&Bytes::copy_from_slice(data));
-});
+fuzz_target!(|data: &[u8]| decode::memory_file(data));

@@ -1,9 +1,6 @@
 #![no_main]
 
-use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use uruk_consensus::inspect;
+use uruk_consensus::decode;
 
-fuzz_target!(|data: &[u8]| {
-    inspect::snapshot_file(&Bytes::copy_from_slice(data));
-});
+fuzz_target!(|data: &[u8]| decode::raft_snapshot(data));

@@ -1,9 +1,6 @@
 #![no_main]
 
-use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use uruk_dfs_sim::format::inspect;
+use uruk_dfs_sim::format::decode;
 
-fuzz_target!(|data: &[u8]| {
-    inspect::state(&Bytes::copy_from_slice(data));
-});
+fuzz_target!(|data: &[u8]| decode::segment_state(data));

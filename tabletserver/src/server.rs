@@ -15,6 +15,7 @@
 //! | `sort`, [`recovery_file`], `replay` | recovery of a dead server's log |
 //! | `service`, `masters`, `pins` | RPC in and out; which files are still read |
 //! | [`parent`] | the watching parent process |
+//! | [`inspect`], [`decode`] | its files for people; the decoders for those who try to break them |
 //! | `observe` | what simulation sees of it |
 //!
 //! The storage fences, the master decides; what this server checks by itself is advice, except for
@@ -26,6 +27,7 @@ mod commit_files;
 mod commit_log;
 mod compact;
 mod config;
+pub mod decode;
 mod flush;
 mod freeze;
 mod idle;

@@ -44,8 +44,10 @@ const SEGMENT_MAGIC: &[u8; 8] = b"URUKRLOG";
 const SEGMENT_VERSION: u32 = 1;
 /// Bytes of a segment before its first frame.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 24;
-const FRAME_MARKER: &[u8; 4] = b"UFRM";
-const FRAME_HEADER_BYTES: usize = 12;
+/// A frame begins with it.
+pub(crate) const FRAME_MARKER: &[u8; 4] = b"UFRM";
+/// Marker, length, checksum.
+pub(crate) const FRAME_HEADER_BYTES: usize = 12;
 
 const KIND_ENTRIES: u8 = 1;
 const KIND_CUT: u8 = 2;
@@ -186,7 +188,7 @@ fn frame(offset: u64, body: &[u8]) -> Bytes {
     out.freeze()
 }
 
-fn frame_crc(offset: u64, len: u32, body: &[u8]) -> u32 {
+pub(crate) fn frame_crc(offset: u64, len: u32, body: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&offset.to_le_bytes());
     hasher.update(&len.to_le_bytes());

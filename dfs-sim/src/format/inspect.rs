@@ -192,6 +192,7 @@ mod tests {
 
     use super::super::block_sums::BlockSums;
     use super::super::chunk_file::encode_trailer;
+    use super::super::decode;
     use super::super::encode_frame;
     use super::super::replica_file::{
         Mode, Origin, SealedMeta, WATERMARK_OFFSET, Watermark, encode_header, encode_meta, encode_watermark,
@@ -317,13 +318,23 @@ mod tests {
         let graves_file = graves_file::encode([(3, 9), (20, 20)].into_iter());
         let corpus = [chunk_file().slice(140_000..), file.into(), encode_meta(&meta), graves_file];
         let random = uruk_base::Random::from_seed(1);
+        let mut passed = [0; 4];
         for _ in 0..RUNS {
-            let input = Bytes::from(uruk_base::splice::spliced(&corpus, &random));
-            chunk(&input);
-            segment(&input, None);
-            segment(&input, Some(&meta));
-            state(&input);
-            graves(&input);
+            let input = uruk_base::splice::spliced(&corpus, &random);
+            decode::chunk(&input);
+            decode::segment(&input);
+            decode::segment_with(&input, Some(&meta));
+            decode::segment_state(&input);
+            decode::graves(&input);
+            let id = input.len().checked_sub(FOOTER_BYTES as usize).map_or(0, |at| u64_at(&input, at));
+            let signed = decode::signed_chunk(&input);
+            let data_at = data_bytes(signed.len() as u64).unwrap_or_default() as usize;
+            passed[0] += u32::from(parse_trailer(id, signed.len() as u64, &signed[data_at..]).is_ok());
+            passed[1] += u32::from(segment(&decode::signed_segment(&input), None).facts.len() > 4);
+            passed[2] += u32::from(state(&decode::signed_state(&input)).1.is_some());
+            passed[3] += u32::from(graves(&decode::signed_graves(&input)).damage.is_empty());
         }
+        // Behind the checksums, too.
+        assert!(passed.iter().all(|passed| *passed > RUNS / 50), "{passed:?}");
     }
 }

@@ -94,6 +94,7 @@ mod tests {
     use bytes::BytesMut;
     use uruk_proto::{SeqNo, TabletId};
 
+    use super::super::decode;
     use super::super::record::{Call, Piece, RowWrite, parse_frame, start_frame};
     use super::*;
 
@@ -167,13 +168,17 @@ mod tests {
         let recovery_file = recovery_of(&[record(1, 1), record(2, 1), record(1, 2)]);
         let corpus = [recovery_file, remembered.encode(SeqNo(9)), frame.freeze()];
         let random = uruk_base::Random::from_seed(1);
+        let passes = |report: FileReport| !report.damage.iter().any(|damage| damage.what.contains("checksum"));
+        let (mut memories, mut recoveries) = (0, 0);
         for _ in 0..RUNS {
-            let input = Bytes::from(uruk_base::splice::spliced(&corpus, &random));
-            recovery(&input);
-            memory(&input);
-            for raw in parse_frame(input).unwrap_or_default() {
-                let _ = Record::parse(raw.body);
-            }
+            let input = uruk_base::splice::spliced(&corpus, &random);
+            decode::recovery_file(&input);
+            decode::memory_file(&input);
+            decode::log_frame(&input);
+            memories += u32::from(decode::signed_memory(&input).is_some_and(|signed| passes(memory(&signed))));
+            recoveries += u32::from(decode::signed_recovery(&input).is_some_and(|signed| passes(recovery(&signed))));
         }
+        // Behind the checksums, too.
+        assert!(memories > RUNS / 2 && recoveries > RUNS / 10, "{memories}, {recoveries}");
     }
 }
