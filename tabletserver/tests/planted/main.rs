@@ -121,8 +121,7 @@ async fn acknowledged_before_durable_is_lost_by_a_crash() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     host.put(TABLET, "a", "1").await;
     host.server.shutdown().await.expect("stops");
     cluster.logs.truncate(host.log(), frames);
@@ -135,8 +134,7 @@ async fn visible_before_durable_is_read_and_then_gone() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let write = held_put!(cluster, host, "a", "1");
     assert_eq!(host.values(TABLET).await, pairs(&[("a", "1")]));
     drop(write);

@@ -201,6 +201,17 @@ impl Cluster {
         }
     }
 
+    /// From now on the log keeps frames and does not acknowledge them; how many it has.
+    pub fn held(&self, host: &Host) -> usize {
+        self.logs.hold(host.log());
+        self.logs.frames(host.log())
+    }
+
+    /// Waits until the log has more frames than these.
+    pub async fn appended(&self, host: &Host, frames: usize) {
+        self.until("a frame is appended", || self.logs.frames(host.log()) > frames).await;
+    }
+
     /// Polls until `holds`, for at most ten seconds.
     pub async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let deadline = self.env.clock.now() + Duration::from_secs(10);

@@ -37,13 +37,12 @@ async fn a_duplicate_of_a_call_in_flight_waits_for_it() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let request = increment(TABLET, "row", 5, call(&cluster, 1));
     let (mut one, mut two) = (host.client(), host.client());
     let put = puts(TABLET, &[("a", "1")], call(&cluster, 2));
     let release = async {
-        cluster.until("something is appended", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         // Gives a duplicate that does not wait the time to be written.
         cluster.env.clock.sleep(std::time::Duration::from_millis(20)).await;
         assert_eq!(host.scan(TABLET).await, vec![], "nothing is done before it is durable");

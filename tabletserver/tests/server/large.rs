@@ -125,8 +125,7 @@ async fn a_row_larger_than_a_record_is_whole_or_absent() {
     let expected = pairs(&[("a", &value), ("b", "1"), ("c", &value), ("d", "1")]);
     assert_eq!(host.values(TABLET).await, expected);
     // A crash in the middle of the pieces of a write that nobody was told about.
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let mut write = Box::pin(host.try_put(TABLET, "a", &other));
     in_the_middle_of_a_write(&cluster, &host, write.as_mut()).await;
     drop(write);

@@ -97,7 +97,7 @@ async fn a_write_that_outlives_the_lease_is_not_acknowledged() {
     cluster.logs.hold(host.log());
     let write = host.try_put(TABLET, "a", "1");
     let lapse = async {
-        cluster.until("it is appended", || cluster.logs.frames(host.log()) > 0).await;
+        cluster.appended(&host, 0).await;
         cluster.clock.jump(Duration::from_secs(30));
         cluster.logs.release(host.log());
     };

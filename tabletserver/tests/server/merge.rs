@@ -68,12 +68,11 @@ async fn a_merged_tablet_holds_the_rows_of_both_and_survives_a_crash() {
 async fn writes_that_passed_before_the_freeze_are_in_the_merged_tablet() {
     let cluster = Cluster::new().await;
     let (host, [left, right]) = neighbours(&cluster).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let procedure = cluster.master.start(&[left, right]);
     let writes = async { tokio::join!(host.try_put(left, "b", "2"), host.try_put(right, "y", "2")) };
     let merge = async {
-        cluster.until("the writes are under way", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         host.order_merge(&cluster, [left, right], procedure).await;
         cluster.let_time_pass().await;
         assert!(cluster.master.results(procedure).is_none(), "merged before both were drained");

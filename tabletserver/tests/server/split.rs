@@ -44,12 +44,11 @@ async fn a_write_that_passed_before_the_freeze_is_in_its_half() {
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
     host.put(TABLET, "a", "1").await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let procedure = cluster.master.start(&[TABLET]);
     let write = host.try_put(TABLET, "z", "1");
     let split = async {
-        cluster.until("the write is under way", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         host.order_split(&cluster, TABLET, procedure, "m").await;
         cluster.let_time_pass().await;
         assert!(cluster.master.results(procedure).is_none(), "split before it was drained");

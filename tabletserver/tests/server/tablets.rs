@@ -265,12 +265,11 @@ async fn a_close_drains_flushes_and_releases_and_the_next_owner_sees_everything(
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
     host.put(TABLET, "a", "1").await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let key = TabletKey { tablet_id: TABLET, epoch: 1 };
     let write = host.try_put(TABLET, "b", "2");
     let close = async {
-        cluster.until("the write is under way", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         host.order_close(key, false).await;
         let deadline = cluster.env.clock.now() + std::time::Duration::from_secs(10);
         loop {

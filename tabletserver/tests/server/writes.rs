@@ -18,10 +18,9 @@ async fn a_write_is_visible_and_acknowledged_only_once_it_is_durable() {
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
     host.put(TABLET, "a", "1").await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let mut write = Box::pin(host.try_put(TABLET, "b", "2"));
-    let appended = cluster.until("the frame is appended", || cluster.logs.frames(host.log()) > frames);
+    let appended = cluster.appended(&host, frames);
     tokio::select! {
         biased;
         outcome = &mut write => panic!("acknowledged before it was durable: {outcome:?}"),
@@ -39,12 +38,11 @@ async fn small_writes_share_the_frame_that_follows_the_one_in_flight() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let first = host.try_put(TABLET, "first", "1");
     let rows: Vec<String> = (0..20).map(|n| format!("row-{n:02}")).collect();
     let release = async {
-        cluster.until("the first frame is appended", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         cluster.let_time_pass().await;
         let others = join_all(rows.iter().map(|row| host.try_put(TABLET, row, "2")));
         let release = async {
@@ -58,7 +56,8 @@ async fn small_writes_share_the_frame_that_follows_the_one_in_flight() {
     first.expect("acknowledged");
     others.into_iter().for_each(|outcome| outcome.expect("acknowledged"));
     let after = cluster.logs.frames(host.log()) - frames;
-    assert!(after < 1 + rows.len() / 2, "{after} frames for {} writes", rows.len() + 1);
+    // Its own, theirs, and perhaps one for whoever came late.
+    assert!(after <= 3, "{after} frames for {} writes", rows.len() + 1);
 }
 
 #[tokio::test]
@@ -66,15 +65,14 @@ async fn a_large_write_does_not_wait_for_the_frame_in_flight() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let large = "v".repeat(cluster.config().large_frame_bytes);
     let first = host.try_put(TABLET, "a", "1");
     let second = async {
-        cluster.until("the first frame is appended", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         let second = host.try_put(TABLET, "b", &large);
         let release = async {
-            cluster.until("both frames are appended", || cluster.logs.frames(host.log()) >= frames + 2).await;
+            cluster.appended(&host, frames + 1).await;
             cluster.logs.release(host.log());
         };
         tokio::join!(second, release).0
@@ -88,11 +86,10 @@ async fn a_fenced_log_ends_the_incarnation_and_nothing_is_acknowledged() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let write = host.try_put(TABLET, "b", "2");
     let fence = async {
-        cluster.until("the frame is appended", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         cluster.logs.seal(host.log()).await.expect("seals");
     };
     let (outcome, ()) = tokio::join!(write, fence);
@@ -184,11 +181,10 @@ async fn a_read_modify_write_waits_for_the_put_before_it() {
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let write = host.try_put(TABLET, "row", "1");
     let check = async {
-        cluster.until("the put is appended", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         let mut client = host.client();
         let check = client.check_and_mutate(put_if_absent(TABLET, "row", "2", None));
         let release = async {
@@ -208,11 +204,10 @@ async fn a_check_that_writes_nothing_is_not_answered_once_the_tablet_has_gone() 
     let cluster = Cluster::new().await;
     let host = cluster.start().await;
     cluster.open(&host, TABLET).await;
-    cluster.logs.hold(host.log());
-    let frames = cluster.logs.frames(host.log());
+    let frames = cluster.held(&host);
     let write = host.try_put(TABLET, "row", "1");
     let check = async {
-        cluster.until("the put is appended", || cluster.logs.frames(host.log()) > frames).await;
+        cluster.appended(&host, frames).await;
         let mut client = host.client();
         // It waits for the put, matches, and has nothing to write then.
         let check = client.check_and_mutate(put_if_absent(TABLET, "row", "2", None));
