@@ -107,7 +107,8 @@ struct Content {
     deleted: bool,
     /// Bytes from here to the end were found after a restart: maybe never synced.
     rewrite_from: Option<u64>,
-    /// The file is this long: zeros follow what was written, as room for what comes.
+    /// Room was asked for up to here: where the file system gives it, the file is this long, and zeros follow what was
+    /// written.
     reserved: u64,
 }
 

@@ -252,7 +252,7 @@ impl Server {
                 tracing::info!(tablet = %tablet.id, upto = %work.upto, ?took, "flushed");
                 self.metrics.flushes.inc();
                 self.measure();
-                // Writers wait for a handover; what it frees is let go with the next flush.
+                // The writers of a frozen tablet wait for this; the master trims what it frees, by the next load report.
                 if reason != FlushReason::Handover {
                     self.trim_log().await;
                 }
