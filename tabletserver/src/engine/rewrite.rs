@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use object_store::path::Path;
 use uruk_proto::master::{FileRef, LocalityGroupFiles};
-use uruk_proto::schema::TableSchema;
+use uruk_proto::schema::{FilterOn, TableSchema};
 use uruk_proto::{FamilyId, RowRange, SeqNo, key};
 
 use super::columns::{Column, Columns};
@@ -32,7 +32,6 @@ use super::sstable::builder::BuiltTable;
 use super::sstable::cursor::CursorState;
 use super::sstable::upload::Upload;
 use super::visible::{Seen, Visibility};
-use uruk_proto::schema::FilterOn;
 
 /// What need not be written.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use uruk_proto::DecodeError;
 use uruk_proto::key::KeyRef;
+use uruk_proto::schema::FilterOn;
 
 use super::super::config::EngineConfig;
 use super::block::{BlockBuilder, shared_prefix_len};
@@ -13,7 +14,6 @@ use super::format::{BlockPacker, Compression, Footer, Handle, index_value};
 use super::properties::Properties;
 use super::row_filter::FilterBuilder;
 use super::skip::Facts;
-use uruk_proto::schema::FilterOn;
 
 /// Builds one file.
 pub struct TableBuilder {

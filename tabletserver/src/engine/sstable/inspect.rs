@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use uruk_proto::key::KeyRef;
+use uruk_proto::schema::FilterOn;
 use uruk_proto::{DecodeError, key};
 
 use super::block::{Block, BlockCursor, shared_prefix_len};
@@ -12,7 +13,6 @@ use super::bloom::{self, Bloom};
 use super::format::{FOOTER_BYTES, Footer, Handle, unpack_facts, unpack_partition, unpack_payload};
 use super::properties::Properties;
 use super::skip::Facts;
-use uruk_proto::schema::FilterOn;
 
 /// Something that is not as it should be.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,10 +3,10 @@
 use bytes::{BufMut, Bytes};
 use uruk_proto::codec::{Reader, put_bytes, put_varint};
 use uruk_proto::key::{self, KeyRef, Kind};
+use uruk_proto::schema::FilterOn;
 use uruk_proto::{DecodeError, FamilyId, SeqNo};
 
 use super::skip::{Facts, family_bit};
-use uruk_proto::schema::FilterOn;
 
 const FILTER_ROW: u64 = 1;
 const FILTER_ROW_COLUMN: u64 = 2;

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 use uruk_proto::DecodeError;
+use uruk_proto::schema::FilterOn;
 
 use super::block::{Block, BlockCursor, shared_prefix_len, word_of};
 use super::bloom::Bloom;
@@ -13,7 +14,6 @@ use super::format::{Handle, unpack_partition};
 use super::properties::Properties;
 use super::row_filter::{Probe, RowProbe};
 use super::skip::Facts;
-use uruk_proto::schema::FilterOn;
 
 /// What is kept of an open file.
 #[derive(Debug)]

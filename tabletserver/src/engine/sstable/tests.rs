@@ -9,6 +9,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use proptest::prelude::*;
 use uruk_base::Env;
 use uruk_proto::master::FileRef;
+use uruk_proto::schema::FilterOn;
 use uruk_proto::{FamilyId, SeqNo, key};
 
 use super::cursor::{CursorState, FileCursor, ReadOptions};
@@ -18,7 +19,6 @@ use super::skip::Wanted;
 use super::tail::Answer;
 use super::*;
 use crate::engine::{EngineConfig, EngineContext, EngineError};
-use uruk_proto::schema::FilterOn;
 
 type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 
