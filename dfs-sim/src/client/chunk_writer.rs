@@ -2,7 +2,8 @@
 //!
 //! Invariants: (1) a chunk counts as written only where the server's checksum equals ours; (2) at
 //! least two servers have it, or one where the controller names but one; (3) a server that is merely slower goes on
-//! in the background, so that the chunk need not be copied again.
+//! in the background, so that the chunk need not be copied again: the controller learns of that copy from the server's
+//! next report, well within the grace before it would order another.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ const SAFE_REPLICAS: usize = 2;
 /// The rest of the servers are waited for at least this long, and at most as long again as the first
 /// ones took.
 const STRAGGLER_WAIT_MIN: Duration = Duration::from_millis(30);
+/// Chunks up to this size do not wait for the rest: somebody waits for a small file, as a split does for its last
+/// flush. Larger ones do, so that a slow disk holds back those who fill it.
+const SMALL_CHUNK_BYTES: u64 = 1 << 20;
 
 /// The bytes of one chunk, cut into messages, with their checksum.
 #[derive(Clone, Debug)]
@@ -128,16 +132,19 @@ pub async fn write_chunk(
             None => return Err(ChunkNotWritten { failed, error }),
         }
     }
-    let wait = clock.since(start).max(STRAGGLER_WAIT_MIN);
-    let stragglers = async {
-        while let Some(written) = writes.next().await {
-            match written {
-                Ok(server) => drop(servers.insert(server)),
-                Err((address, _)) => shared.suspects.add(&address),
+    if data.bytes > SMALL_CHUNK_BYTES {
+        let wait = clock.since(start).max(STRAGGLER_WAIT_MIN);
+        let stragglers = async {
+            while let Some(written) = writes.next().await {
+                match written {
+                    Ok(server) => drop(servers.insert(server)),
+                    Err((address, _)) => shared.suspects.add(&address),
+                }
             }
-        }
-    };
-    if clock.timeout(wait, stragglers).await.is_err() && !writes.is_empty() {
+        };
+        let _ = clock.timeout(wait, stragglers).await;
+    }
+    if !writes.is_empty() {
         let shared_too = shared.clone();
         shared.env.tasks.spawn("dfs-chunk-straggler", async move {
             while let Some(written) = writes.next().await {

@@ -1,14 +1,16 @@
 //! One controller and some chunk servers in this process.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use tempfile::TempDir;
+use uruk_base::clock::ClockSource;
 use uruk_base::commit_log::{CommitLogStore, LogRecord, LogWriter, Lsn, SealedLog};
-use uruk_base::{Env, Tasks};
+use uruk_base::{Clock, Env, Moment, Tasks};
 use uruk_dfs_sim::chunkserver::{ChunkServer, ChunkServerConfig};
 use uruk_dfs_sim::client::{DfsClient, DfsClientConfig, DfsCommitLogs};
 use uruk_dfs_sim::controller::{Controller, ControllerConfig};
@@ -168,6 +170,12 @@ impl Cluster {
         DfsClient::new(&self.client_env, config).unwrap()
     }
 
+    /// For whom no time passes: what it waits for in time never comes.
+    pub fn client_without_time(&self) -> DfsClient {
+        let clock = Clock::from_source(Arc::new(StandingClock));
+        DfsClient::new(&Env { clock, ..self.client_env.clone() }, self.config()).unwrap()
+    }
+
     /// How often this cluster's clients went on with another replica.
     pub fn read_failovers(&self) -> u64 {
         let text = self.client_env.metrics.encode();
@@ -177,6 +185,23 @@ impl Cluster {
 
     pub fn logs(&self) -> DfsCommitLogs {
         self.client().commit_logs()
+    }
+}
+
+#[derive(Debug)]
+struct StandingClock;
+
+impl ClockSource for StandingClock {
+    fn now(&self) -> Moment {
+        Moment::default()
+    }
+
+    fn wall_micros(&self) -> i64 {
+        0
+    }
+
+    fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::pending())
     }
 }
 

@@ -7,7 +7,7 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use uruk_base::lost_file::is_lost;
 use uruk_dfs_sim::client::Durability;
 
-use super::cluster::{Cluster, eventually};
+use super::cluster::{Cluster, PATIENCE, eventually};
 use super::network::Mode;
 
 fn content(bytes: usize) -> Bytes {
@@ -59,6 +59,23 @@ async fn a_silent_server_delays_but_does_not_fail() {
 }
 
 #[tokio::test]
+async fn a_small_file_does_not_wait_for_its_third_replica_which_comes_all_the_same() {
+    let cluster = Cluster::start(3).await;
+    let store = cluster.client_without_time().object_store();
+    let (path, data) = (Path::from("small"), content(1 << 20));
+    cluster.set(2, Mode::Stall);
+    let put = store.put(&path, data.clone().into());
+    tokio::time::timeout(PATIENCE, put).await.expect("waits for no time").expect("two replicas are enough");
+    assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), data);
+    cluster.set(2, Mode::Pass);
+    eventually("the third has it too", || async {
+        let health = cluster.client().health().await.unwrap();
+        health.servers.iter().map(|server| server.chunks).sum::<u64>() == 3
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_read_goes_on_with_another_replica_when_its_server_breaks_in_the_middle() {
     let cluster = Cluster::start(3).await;
     let client = cluster.client();
@@ -99,13 +116,15 @@ async fn a_replica_that_has_moved_away_is_asked_once() {
     let paths: Vec<Path> = (0..6).map(|n| Path::from(format!("moved/{n}"))).collect();
     for path in &paths {
         store.put(path, content(10_000).into()).await.unwrap();
-        store.get(path).await.unwrap().bytes().await.unwrap();
     }
     eventually("the servers have told what they hold", || async {
         let health = cluster.client().health().await.unwrap();
         health.servers.iter().map(|server| server.chunks).sum::<u64>() == 3 * paths.len() as u64
     })
     .await;
+    for path in &paths {
+        store.get(path).await.unwrap().bytes().await.unwrap();
+    }
     // Two servers are replaced by empty ones; the client remembers what they had.
     for index in 0..2 {
         cluster.stop_server(index).await;
@@ -121,6 +140,12 @@ async fn a_replica_that_has_moved_away_is_asked_once() {
         cluster.start_server(index).await;
     }
     cluster.wait_for_live(5).await;
+    eventually("the new ones have told that they hold nothing", || async {
+        let health = cluster.client().health().await.unwrap();
+        let new = |address: &String| cluster.servers[..2].iter().any(|server| server.address == *address);
+        health.servers.iter().filter(|server| new(&server.address)).all(|server| server.chunks == 0)
+    })
+    .await;
     let before = cluster.read_failovers();
     let read_all = || async {
         for path in &paths {
