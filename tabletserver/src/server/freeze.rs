@@ -60,9 +60,19 @@ pub async fn pre_flush(server: &Server, tablet: &Arc<Tablet>) -> Result<(), RpcE
 
 /// Drains a frozen tablet, and flushes until nothing is left, or until it is not frozen any more.
 pub async fn drain_and_flush(server: &Server, tablet: &Arc<Tablet>, alone: &MutexGuard<'_, ()>) -> Quiet {
+    drain(tablet).await;
+    flush_what_is_left(server, tablet, alone).await
+}
+
+/// Waits until every write that has passed the gate of a frozen tablet is published.
+pub async fn drain(tablet: &Tablet) {
     if !is_planted(Planted::FreezeWithoutDrain) {
         tablet.drain().await;
     }
+}
+
+/// Flushes a drained tablet until nothing is left, or until it is not frozen any more.
+pub async fn flush_what_is_left(server: &Server, tablet: &Arc<Tablet>, alone: &MutexGuard<'_, ()>) -> Quiet {
     // More than once: a frozen set that waited for a retry may come before the last one.
     loop {
         match tablet.state() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::MutexGuard;
+use uruk_base::Moment;
 use uruk_base::planted::{Planted, is_planted};
 use uruk_proto::master::{MetaRow, TabletSplitRequest, TabletSplitResponse, TabletState as RowState};
 use uruk_proto::schema::validate_row_key;
@@ -71,7 +72,8 @@ async fn split(server: &Arc<Server>, tablet: &Arc<Tablet>, order: &SplitTabletOr
         return End::Declined(format!("{} is not open", tablet.id));
     }
     let frozen = server.env.clock.now();
-    let quiet = freeze::while_patient(server, &[tablet], final_flush(server, tablet, &alone)).await;
+    let (drained, quiet) = freeze::while_patient(server, &[tablet], final_flush(server, tablet, &alone)).await;
+    let flushed = server.env.clock.now();
     match quiet {
         Quiet::Flushed => {}
         Quiet::Thawed => return End::Declined(format!("the final flush of {} takes too long", tablet.id)),
@@ -79,21 +81,26 @@ async fn split(server: &Arc<Server>, tablet: &Arc<Tablet>, order: &SplitTabletOr
     }
     let end = replace(server, tablet, order.procedure, &at).await;
     let clock = &server.env.clock;
+    let [drain, flush] = [drained.saturating_since(frozen), flushed.saturating_since(drained)];
     let (took, frozen) = (clock.since(started), clock.since(frozen));
+    let at = at.escape_ascii();
     match &end {
-        End::Gone => tracing::info!(tablet = %tablet.id, at = %at.escape_ascii(), ?took, ?frozen, "tablet is split"),
+        // What is neither drain nor flush is the command.
+        End::Gone => tracing::info!(tablet = %tablet.id, %at, ?took, ?frozen, ?drain, ?flush, "tablet is split"),
         End::Declined(reason) => tracing::info!(tablet = %tablet.id, reason, ?frozen, "tablet is not split"),
         End::Settled => tracing::info!(tablet = %tablet.id, ?took, ?frozen, "tablet is not split; thawed"),
     }
     end
 }
 
-async fn final_flush(server: &Server, tablet: &Arc<Tablet>, alone: &MutexGuard<'_, ()>) -> Quiet {
+/// Also says when the tablet was drained.
+async fn final_flush(server: &Server, tablet: &Arc<Tablet>, alone: &MutexGuard<'_, ()>) -> (Moment, Quiet) {
+    freeze::drain(tablet).await;
+    let drained = server.env.clock.now();
     if is_planted(Planted::SplitWithoutFinalFlush) {
-        tablet.drain().await;
-        return Quiet::Flushed;
+        return (drained, Quiet::Flushed);
     }
-    freeze::drain_and_flush(server, tablet, alone).await
+    (drained, freeze::flush_what_is_left(server, tablet, alone).await)
 }
 
 /// The first row of the right half, or why there is none.
