@@ -309,8 +309,12 @@ impl Plan<'_> {
     }
 
     /// Whether the owner has had its time to open the tablet: more of it after each failure in a row, since
-    /// it may be the tablet that takes long, and with each thousand that wait for the same server.
+    /// it may be the tablet that takes long, and with each thousand that wait for the same server. What it made
+    /// it may serve: that is ordered again and again, but never taken away.
     fn is_overdue(&self, row: &MetaRow, queued: u32) -> bool {
+        if !row.is_unserved_until_opened() {
+            return false;
+        }
         let failures = row.failure.as_ref().map_or(0, |failure| failure.openings);
         let doublings = failures.min(OPEN_PATIENCE_DOUBLINGS_MAX);
         let patience = Duration::from_millis(self.tuning.open_patience_ms) * 2_u32.pow(doublings);

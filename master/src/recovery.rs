@@ -22,7 +22,7 @@ use crate::command::{Command, TabletKey};
 use crate::driver::{Outcome, propose_done};
 use crate::shared::Shared;
 use crate::state::State;
-use crate::state::row::{CloseKind, TabletState};
+use crate::state::row::{CloseKind, MetaRow, TabletState};
 
 /// The lease has lapsed: the tablets are nobody's from now on.
 pub async fn declare_dead(shared: &Shared, term: Term, server: ServerId) -> Outcome {
@@ -111,7 +111,8 @@ pub async fn open(shared: &Shared, server: ServerId, keys: &[TabletKey]) -> Outc
 /// The server does not open these: they are nobody's again. Its late word that it has is refused.
 pub async fn abandon(shared: &Shared, term: Term, server: ServerId, keys: &[TabletKey], reason: &str) -> Outcome {
     let is_opening = |state: &State, key: &TabletKey| {
-        state.row(key.tablet).is_some_and(|row| row.epoch == key.epoch && row.state == TabletState::Opening(server))
+        let row = state.row(key.tablet).filter(|row| row.epoch == key.epoch && row.owner() == Some(server));
+        row.is_some_and(MetaRow::is_unserved_until_opened)
     };
     tracing::warn!(%server, tablets = keys.len(), reason, "takes tablets away that are not opened");
     for key in keys {

@@ -69,7 +69,7 @@ fn locate(state: &State, table: TableId, row: &[u8], limit: usize) -> Option<Vec
 }
 
 fn location(state: &State, row: &MetaRow) -> TabletLocation {
-    let server = row.owner().filter(|_| row.is_open());
+    let server = row.owner().filter(|_| row.may_be_served());
     let address = server.and_then(|server| state.servers.address(server)).unwrap_or_default();
     TabletLocation {
         tablet_id: row.tablet.0,
@@ -153,5 +153,39 @@ impl Master for ClientService {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         self.0.read_linearizable().await?;
         Ok(Response::new(check::run(&self.0, request.into_inner().deep).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uruk_consensus::StateMachine;
+    use uruk_proto::ServerId;
+
+    use super::*;
+    use crate::command::{Command, Reply, TabletSplit};
+    use crate::state::procedures::ProcedureId;
+    use crate::state::tests::{assign_all, create, open_all, register, split_of};
+
+    fn addresses(state: &State, table: TableId) -> Vec<(String, ServerId)> {
+        let located = locate(state, table, b"", 10).unwrap();
+        located.into_iter().map(|tablet| (tablet.address, ServerId(tablet.server_id))).collect()
+    }
+
+    #[test]
+    fn what_a_split_made_is_found_at_its_maker_before_it_is_reported() {
+        let mut state = State::new();
+        let server = register(&mut state, 1);
+        let table = create(&mut state, "t", 1);
+        let keys = assign_all(&mut state, server);
+        assert_eq!(addresses(&state, table), [(String::new(), ServerId(0))], "not opened yet");
+        open_all(&mut state, server, &keys);
+        let address = state.servers.address(server).unwrap().to_owned();
+        assert_eq!(addresses(&state, table), [(address.clone(), server)]);
+        let (tablet, at) = (keys[0], Some("m".into()));
+        let start = Command::StartSplit { tablet, at, by_load: false, reason: "test".into(), request: 0, micros: 1 };
+        assert_eq!(state.apply(start), Reply::Procedure(ProcedureId(1)));
+        let split = split_of(state.row(tablet.tablet).unwrap(), ProcedureId(1), 2);
+        state.apply(Command::TabletSplit(Box::new(TabletSplit { at: "m".into(), ..split })));
+        assert_eq!(addresses(&state, table), [(address.clone(), server), (address, server)]);
     }
 }

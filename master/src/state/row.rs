@@ -155,6 +155,18 @@ impl MetaRow {
         self.made_by.is_some() && self.epoch == self.born_epoch
     }
 
+    /// Whether its owner may serve it already: it is open, or made there, and its maker serves it as soon as it
+    /// knows of that.
+    pub fn may_be_served(&self) -> bool {
+        self.is_open() || matches!(self.state, TabletState::Opening(_)) && self.is_made_there()
+    }
+
+    /// Whether it is being opened, and surely not served before it is reported as opened: then it may be taken
+    /// away, and nothing of it is in its owner's log.
+    pub fn is_unserved_until_opened(&self) -> bool {
+        matches!(self.state, TabletState::Opening(_)) && !self.is_made_there()
+    }
+
     pub fn files(&self) -> impl Iterator<Item = &FileRef> {
         self.groups.values().flatten()
     }

@@ -1,4 +1,8 @@
 //! What happens to one tablet: assigned, opened, failed, flushed, closed, released.
+//!
+//! Who is ordered to open a tablet serves it once `opened` has committed. Who made it, by a split or a merge,
+//! serves it once that command has: until it has said `opened` the row is OPENING, but nobody can take the
+//! tablet away, except that its maker releases it, or dies.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -91,7 +95,7 @@ impl State {
         };
         let openings = row.failure.as_ref().map_or(0, |failure| failure.openings);
         match row.state {
-            TabletState::Opening(_) => {
+            TabletState::Opening(_) if row.is_unserved_until_opened() => {
                 let failure = Failure { reason, openings: openings + 1, server, micros };
                 self.lose_ground(key.tablet, || format!("{server} could not open it"), Some(micros));
                 self.change_row(key.tablet, |row| {
@@ -101,8 +105,9 @@ impl State {
                     row.failure = Some(Box::new(failure));
                 });
             }
-            // Its log may hold what is in no file: it stays the owner, and the page shows what is wrong.
-            TabletState::Open(_) | TabletState::Closing(..) => {
+            // Its log may hold what is in no file: it stays the owner, and the page shows what is wrong. So may
+            // that of the maker of a tablet, which serves it before it has said so.
+            TabletState::Opening(_) | TabletState::Open(_) | TabletState::Closing(..) => {
                 let failure = Failure { reason, openings, server, micros };
                 self.change_row(key.tablet, |row| row.failure = Some(Box::new(failure)));
             }

@@ -163,7 +163,7 @@ async fn replace(server: &Arc<Server>, pair: Pair<'_>, procedure: u64, remembere
                 .into_iter()
                 .collect();
             // Requests for the two wait until the one is served.
-            super::open::report(server, merged).await;
+            server.serve_made(merged);
             pair.iter().for_each(|tablet| server.tablets.close(tablet));
             End::Gone
         }

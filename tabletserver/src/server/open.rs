@@ -1,7 +1,8 @@
 //! Opening tablets: meta row, memory file, recovered log slices; then the master's word.
 //!
-//! Invariants: (1) a tablet is served only after the master has answered that this server owns it;
-//! (2) every slice that the order names is read, or the tablet is reported as failed: nothing is
+//! Invariants: (1) a tablet is served only after the master has answered that this server owns it: to the report
+//! that it is opened, or to the command of a split or merge that made it, which is reported behind its back;
+//! a report never takes away what is served; (2) every slice that the order names is read, or the tablet is reported as failed: nothing is
 //! skipped "anyway"; (3) what cannot be read now is tried again for a while, then reported, so that the
 //! master can give the tablet to another server; what is damaged is reported; (4) a report names all
 //! recovery files that cannot be read: each one found alone would cost a read timeout of its own; (5) an
@@ -30,6 +31,7 @@ use super::record::{RawRecord, Record};
 use super::recovery_file::{FOOTER_BYTES, SliceRef, parse_footer, parse_index, parse_slice};
 use super::replay::{self, Pieces};
 use super::tablet::{Tablet, TabletState, apply_rows};
+use super::tablets::Presence;
 use crate::engine::TabletStore;
 
 /// Read from a recovery file's end at first: footer and, nearly always, the whole index.
@@ -88,6 +90,8 @@ impl Server {
             let keys = rows.map(|row| TabletKey { tablet_id: row.tablet_id, epoch: row.epoch }).collect();
             return self.order_close(keys, CloseKind::Flush);
         }
+        // Its report may be lost for good: the order says that the master still waits for one.
+        tablets.iter().filter_map(|order| order.row.as_ref()).for_each(|row| self.report_again(row));
         let files = Arc::new(RecoveryFiles::default());
         let fresh: Vec<OpenTablet> = tablets
             .into_iter()
@@ -353,6 +357,37 @@ async fn read(objects: &dyn ObjectStore, path: &str, range: Option<GetRange>) ->
     })
 }
 
+impl Server {
+    /// Serves what the answer to a split or merge has made; the report comes behind. Nobody can take it away
+    /// meanwhile but by an order to close it, and nobody else gets it before that, or the end of this incarnation.
+    pub fn serve_made(&self, made: Vec<Arc<Tablet>>) {
+        for tablet in &made {
+            if tablet.transition(&[TabletState::Loaded], TabletState::Open) {
+                tracing::info!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is open, as it was made");
+            }
+        }
+        // All in one report.
+        self.opened.lock().extend(made);
+        self.wake_opened.notify_one();
+        self.budget.wake_flusher.notify_one();
+        self.wake_compactor.notify_one();
+    }
+
+    /// Reports a tablet that is served though the master's row says that it is still to be opened.
+    fn report_again(&self, row: &MetaRow) {
+        if let Presence::Loaded(tablet) = self.tablets.at_epoch(TabletId(row.tablet_id), Epoch(row.epoch))
+            && tablet.state() == TabletState::Open
+        {
+            let mut opened = self.opened.lock();
+            if !opened.iter().any(|waiting| Arc::ptr_eq(waiting, &tablet)) {
+                opened.push(tablet);
+            }
+            drop(opened);
+            self.wake_opened.notify_one();
+        }
+    }
+}
+
 /// The task that reports loaded tablets, and serves those that the master says are ours. What is
 /// loaded while one report is under way goes with the next.
 pub async fn report_opened(server: Arc<Server>) {
@@ -365,8 +400,9 @@ pub async fn report_opened(server: Arc<Server>) {
     }
 }
 
-/// Reports loaded tablets; those that are ours are served then, the others dropped.
-pub async fn report(server: &Server, tablets: Vec<Arc<Tablet>>) {
+/// Reports loaded tablets; those that are ours are served then, the others dropped. What is served already may
+/// hold what is in no file: it stays until it is ordered to be closed, whatever the answer.
+async fn report(server: &Server, tablets: Vec<Arc<Tablet>>) {
     if tablets.is_empty() {
         return;
     }
@@ -381,18 +417,21 @@ pub async fn report(server: &Server, tablets: Vec<Arc<Tablet>>) {
     let owned = match server.masters.call("tablets opened", call).await.result {
         Ok(response) => response.owned,
         Err(error) => {
-            tracing::error!(%error, "the master refuses a report of opened tablets; dropping them");
+            tracing::error!(%error, "the master refuses a report of opened tablets");
             Vec::new()
         }
     };
     *server.last_opened.lock() = server.env.clock.now();
     for tablet in tablets {
-        let is_owned = owned.contains(&tablet.key());
-        if is_owned && tablet.transition(&[TabletState::Loaded], TabletState::Open) {
-            tracing::info!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is open");
-        } else if !is_owned {
+        if owned.contains(&tablet.key()) {
+            if tablet.transition(&[TabletState::Loaded], TabletState::Open) {
+                tracing::info!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is open");
+            }
+        } else if tablet.transition(&[TabletState::Loaded], TabletState::Dropped) {
             tracing::warn!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is not ours; dropped");
             server.tablets.drop_tablet(&tablet);
+        } else {
+            tracing::warn!(tablet = %tablet.id, epoch = %tablet.epoch, "tablet is not ours to report any more");
         }
     }
     server.budget.wake_flusher.notify_one();

@@ -3,7 +3,8 @@
 //! Invariants: (1) the command is sent only when everything acknowledged is in committed files; (2) a half
 //! remembers all calls that the parent did; (3) the parent's files are reported as read until all of its
 //! scans have ended; (4) a half that this server cannot make from what it has in memory is left to the
-//! order to open it.
+//! order to open it; (5) one that it can make is served at the master's answer, which is the word that it may,
+//! and only under the epoch that the split gave it.
 
 use std::sync::Arc;
 
@@ -163,7 +164,7 @@ async fn replace(server: &Arc<Server>, tablet: &Arc<Tablet>, procedure: u64, at:
             let memory = tablet.with_gate(|gate| gate.memory.clone());
             let halves = halves.filter_map(|row| server.make_from_memory(&[tablet], &row, memory.clone())).collect();
             // Requests for the parent wait until the halves are served.
-            super::open::report(server, halves).await;
+            server.serve_made(halves);
             server.tablets.close(tablet);
             End::Gone
         }
@@ -175,8 +176,8 @@ async fn replace(server: &Arc<Server>, tablet: &Arc<Tablet>, procedure: u64, at:
 }
 
 impl Server {
-    /// A tablet as the master's answer names it, made of what its `parents` have in memory. None when the
-    /// order to open it must do the work, or has done it.
+    /// A tablet as the master's answer names it, made of what its `parents` have in memory; it may be served at
+    /// once. None when the order to open it must do the work, or has done it.
     pub fn make_from_memory(
         self: &Arc<Self>,
         parents: &[&Arc<Tablet>],
@@ -186,12 +187,14 @@ impl Server {
         let (id, epoch) = (TabletId(row.tablet_id), Epoch(row.epoch));
         let own = self.incarnation.server_id.0;
         let flushed = super::merge::flushed_seq(parents);
-        // A repeated answer may be old, or tell of later times: then memory does not fit the row.
+        // A repeated answer may be old, or tell of later times, when it came back to us by an order: then memory
+        // does not fit the row, or the answer is not the word that it may be served.
+        let born = parents.iter().map(|parent| parent.epoch.0 + 1).max();
         let fits = row.server_id == own
             && row.state == RowState::Opening as i32
             && row.needed_logs == [own]
             && SeqNo(row.flushed_seq) == flushed
-            && parents.iter().all(|parent| parent.epoch < epoch);
+            && Some(row.epoch) == born;
         if !fits || !self.tablets.start_opening(id, epoch) {
             return None;
         }

@@ -1,7 +1,8 @@
 //! One tablet as this server holds it.
 //!
 //! ```text
-//!            TabletsOpened says "owned"        freeze            released
+//!            TabletsOpened says "owned",
+//!            or it is made by the answer       freeze            released
 //!   Loaded ────────────────────────────▶ Open ◀─────────▶ Frozen ──────────▶ Dropped
 //!      │                                   ▲    thaw         │                   ▲
 //!      │                                   │                 │ split, merge sent │

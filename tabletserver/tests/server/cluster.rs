@@ -212,6 +212,12 @@ impl Cluster {
         self.until("a frame is appended", || self.logs.frames(host.log()) > frames).await;
     }
 
+    /// Until the master knows that what was made is open, and takes part in the next split or merge.
+    pub async fn until_reported(&self, tablets: &[u64]) {
+        let is_open = |tablet: &u64| self.master.row(*tablet).state == TabletState::Open as i32;
+        self.until("it is reported as opened", || tablets.iter().all(is_open)).await;
+    }
+
     /// Polls until `holds`, for at most ten seconds.
     pub async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let deadline = self.env.clock.now() + Duration::from_secs(10);
@@ -277,18 +283,22 @@ impl Host {
         self.control().split_tablet(order).await.expect("takes the order");
     }
 
-    /// Splits a tablet; the ids of the halves, which are served.
+    /// Splits a tablet; the ids of the halves, which are served and reported.
     pub async fn split(&self, cluster: &Cluster, tablet: u64, at: &str) -> [u64; 2] {
         let procedure = cluster.master.start(&[tablet]);
         self.order_split(cluster, tablet, procedure, at).await;
-        self.until_split(cluster, procedure).await
+        let halves = self.until_split(cluster, procedure).await;
+        cluster.until_reported(&halves).await;
+        halves
     }
 
-    /// Merges two neighbours; the id of what they have become, which is served.
+    /// Merges two neighbours; the id of what they have become, which is served and reported.
     pub async fn merge(&self, cluster: &Cluster, tablets: [u64; 2]) -> u64 {
         let procedure = cluster.master.start(&tablets);
         self.order_merge(cluster, tablets, procedure).await;
-        self.until_merged(cluster, procedure).await
+        let merged = self.until_merged(cluster, procedure).await;
+        cluster.until_reported(&[merged]).await;
+        merged
     }
 
     pub async fn order_merge(&self, cluster: &Cluster, tablets: [u64; 2], procedure: u64) {

@@ -7,6 +7,7 @@ mod large;
 mod lease;
 mod load;
 mod logs;
+mod made;
 mod master;
 mod merge;
 mod objects;

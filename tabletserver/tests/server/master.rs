@@ -32,6 +32,8 @@ pub struct State {
     pub refuses_renewals: bool,
     /// TabletsOpened gets no answer while set.
     pub hangs_opened: bool,
+    /// TabletsOpened is refused while set.
+    pub refuses_opened: bool,
     /// TabletsOpened answers that nothing is owned.
     pub owns_nothing: bool,
     /// CommitFiles is answered "unavailable" while set.
@@ -385,6 +387,9 @@ impl MasterControl for FakeMaster {
         self.with(|state| state.opened_calls.push(request.tablets.clone()));
         if self.with(|state| state.hangs_opened) {
             hang().await;
+        }
+        if self.with(|state| state.refuses_opened) {
+            return Err(RpcError::new(ErrorCode::FailedPrecondition, "refused on purpose").into());
         }
         self.with(|state| {
             let mut owned = request.tablets;

@@ -106,6 +106,50 @@ fn a_split_replaces_one_row_by_two_that_share_its_files() {
 }
 
 #[test]
+fn what_a_split_made_stays_its_makers_whatever_fails_before_it_is_reported() {
+    let (mut state, server, key) = one_tablet();
+    let id = started(&mut state, start_split(key, Some("m")));
+    let split = split_at(&state, id, key.tablet, "m");
+    let keys = do_split(&mut state, split).map(|row| row.key());
+    for key in keys {
+        let reason = "not opened in time".to_owned();
+        let fail = Command::Fail { server, key, reason, lost_recovery_files: vec![], micros: 30 };
+        assert_eq!(state.apply(fail), Reply::Done);
+        let row = state.row(key.tablet).unwrap();
+        assert_eq!(row.state, TabletState::Opening(server), "its maker serves it");
+        assert_eq!(row.needed_logs, FewSet::from([server]), "with writes that are in its log alone");
+        assert!(row.failure.is_some(), "for people to see");
+        // What it flushes meanwhile is named.
+        let flushed = flush(server, key, 7, &format!("tables/1-{}", key.tablet.0 + 50));
+        assert!(matches!(commit(&mut state, flushed), Reply::Row(_)));
+    }
+    state.check().unwrap();
+    assert_eq!(open_all(&mut state, server, &keys), keys);
+    // Once it has been elsewhere it is opened like any other.
+    assert_eq!(state.apply(Command::Release { server, key: keys[0] }), Reply::Done);
+    let back = assign_all(&mut state, server)[0];
+    let reason = "damaged".to_owned();
+    let fail = Command::Fail { server, key: back, reason, lost_recovery_files: vec![], micros: 40 };
+    assert_eq!(state.apply(fail), Reply::Done);
+    assert_eq!(state.row(back.tablet).unwrap().state, TabletState::Failed);
+    state.check().unwrap();
+}
+
+#[test]
+fn the_log_of_a_maker_that_died_before_it_reported_is_needed() {
+    let (mut state, server, key) = one_tablet();
+    let id = started(&mut state, start_split(key, Some("m")));
+    let split = split_at(&state, id, key.tablet, "m");
+    let keys = do_split(&mut state, split).map(|row| row.key());
+    kill(&mut state, server);
+    for key in keys {
+        let row = state.row(key.tablet).unwrap();
+        assert_eq!((row.state, &row.needed_logs), (TabletState::Unassigned, &FewSet::from([server])));
+    }
+    state.check().unwrap();
+}
+
+#[test]
 fn a_split_is_refused_unless_all_of_it_is_current() {
     let (mut state, server, key) = one_tablet();
     for at in ["", "\0"] {

@@ -291,6 +291,17 @@ fn check_row(before: &State, command: &Command, old: &MetaRow, new: &MetaRow) ->
             return Err("opened by another report than the row's (server, epoch)".into());
         }
     }
+    // Its maker may serve it, though it has not said so: only its word, or its death, takes it away.
+    if old.may_be_served() && old.owner() != new.owner() {
+        let is_its_word = match command {
+            Command::Release { server, .. } => old.owner() == Some(*server),
+            Command::DeclareDead { .. } | Command::ReportDeath { .. } => true,
+            _ => false,
+        };
+        if !is_its_word {
+            return Err("taken away from a server that may serve it".into());
+        }
+    }
     if new.flushed_seq < old.flushed_seq {
         return Err("the flushed sequence number fell".into());
     }
@@ -298,7 +309,9 @@ fn check_row(before: &State, command: &Command, old: &MetaRow, new: &MetaRow) ->
         let may = match command {
             Command::CommitFiles(commit) => commit.logs_done.contains(gone) && *gone != commit.server,
             Command::Release { server, .. } => server == gone,
-            Command::Fail { server, .. } => server == gone && old.state == TabletState::Opening(*server),
+            Command::Fail { server, .. } => {
+                server == gone && old.state == TabletState::Opening(*server) && !old.is_made_there()
+            }
             _ => false,
         };
         if !may {
