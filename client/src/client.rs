@@ -116,7 +116,7 @@ impl ClientBuilder {
         let core = Core {
             policy,
             masters: Masters::new(env.clone(), policy, self.masters),
-            servers: Servers::new(env.transport.clone(), &self.config),
+            servers: Servers::new(env.clone(), &self.config),
             sequencer: Sequencer::new(env.random.u64()),
             tables: Mutex::default(),
             config: self.config,

@@ -63,6 +63,7 @@
 
 mod admin;
 mod batch_writer;
+mod calls;
 mod client;
 mod config;
 mod error;

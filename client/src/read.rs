@@ -34,15 +34,7 @@ impl Table {
                 reverse: false,
                 no_cache_fill: false,
             };
-            Ok(async move {
-                let mut stream = client.read(request).await?.into_inner();
-                let mut batches = Vec::new();
-                // To its end: its last word may be that the server lost its lease meanwhile.
-                while let Some(response) = stream.message().await? {
-                    batches.push(response.batch);
-                }
-                Ok((batches, row, schema))
-            })
+            Ok(async move { Ok((client.read_rows(request).await?, row, schema)) })
         };
         let (batches, row, schema) = self.call(&key, Effect::Read, 0, request).await?;
         let Some(mut row) = join(&row, batches)? else { return Ok(None) };

@@ -14,10 +14,11 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tonic::transport::Channel;
-use uruk_base::Transport;
+use uruk_base::Env;
 use uruk_base::rpc::{self, MESSAGE_BYTES_MAX};
 use uruk_proto::tablet::tablet_server_client::TabletServerClient;
 
+use crate::calls::{Caller, SharedStream};
 use crate::config::ClientConfig;
 
 /// The generated client, with our message limits.
@@ -25,7 +26,7 @@ pub(crate) type TabletClient = TabletServerClient<Channel>;
 
 /// All tablet servers in use, by address.
 pub(crate) struct Servers {
-    transport: Arc<dyn Transport>,
+    env: Env,
     channels_per_server: usize,
     calls_per_server_max: usize,
     scans_per_channel_max: usize,
@@ -34,9 +35,9 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    pub fn new(transport: Arc<dyn Transport>, config: &ClientConfig) -> Servers {
+    pub fn new(env: Env, config: &ClientConfig) -> Servers {
         Servers {
-            transport,
+            env,
             channels_per_server: config.channels_per_server,
             calls_per_server_max: config.calls_per_server_max,
             scans_per_channel_max: config.scans_per_channel_max,
@@ -51,9 +52,9 @@ impl Servers {
             return server;
         }
         known.retain(|_, server| server.strong_count() > 0);
-        let connector = Connector { transport: self.transport.clone(), address: address.to_owned() };
+        let connector = Connector { env: self.env.clone(), address: address.to_owned() };
         let server = Arc::new(Server {
-            channels: (0..self.channels_per_server).map(|_| Mutex::new(connector.connect())).collect(),
+            channels: (0..self.channels_per_server).map(|_| Mutex::new(connector.caller())).collect(),
             next: AtomicUsize::new(0),
             calls: Semaphore::new(self.calls_per_server_max),
             scans: Mutex::default(),
@@ -72,23 +73,47 @@ impl fmt::Debug for Servers {
 }
 
 struct Connector {
-    transport: Arc<dyn Transport>,
+    env: Env,
     address: String,
 }
 
 impl Connector {
     /// A channel that connects on first use, and again after it broke.
     fn connect(&self) -> TabletClient {
-        TabletServerClient::new(rpc::channel(&self.transport, &self.address))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+        client(self.channel())
     }
+
+    /// Such a channel, for single calls and for those that share a stream.
+    fn caller(&self) -> ChannelInUse {
+        let channel = self.channel();
+        ChannelInUse { caller: self.caller_on(&channel), channel }
+    }
+
+    fn caller_on(&self, channel: &Channel) -> Caller {
+        let shared = Arc::new(SharedStream::new(&self.env, channel.clone()));
+        Caller { alone: client(channel.clone()), shared }
+    }
+
+    fn channel(&self) -> Channel {
+        rpc::channel(&self.env.transport, &self.address)
+    }
+}
+
+fn client(channel: Channel) -> TabletClient {
+    TabletServerClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+struct ChannelInUse {
+    channel: Channel,
+    caller: Caller,
 }
 
 /// One tablet server.
 pub(crate) struct Server {
     connector: Connector,
-    channels: Vec<Mutex<TabletClient>>,
+    channels: Vec<Mutex<ChannelInUse>>,
     next: AtomicUsize,
     /// Calls in flight, scans apart.
     pub calls: Semaphore,
@@ -107,14 +132,18 @@ impl Server {
     }
 
     /// One of the channels, in turn, and its number.
-    pub fn client(&self) -> (usize, TabletClient) {
+    pub fn caller(&self) -> (usize, Caller) {
         let number = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
-        (number, self.channels[number].lock().clone())
+        let mut channel = self.channels[number].lock();
+        if channel.caller.shared.has_ended() {
+            channel.caller = self.connector.caller_on(&channel.channel);
+        }
+        (number, channel.caller.clone())
     }
 
     /// Opens channel `number` anew: the old one fell silent.
     pub fn reconnect(&self, number: usize) {
-        *self.channels[number].lock() = self.connector.connect();
+        *self.channels[number].lock() = self.connector.caller();
     }
 
     /// A channel for one scan.
@@ -173,14 +202,12 @@ impl Drop for ScanClient {
 
 #[cfg(test)]
 mod tests {
-    use uruk_base::transport::TcpTransport;
-
     use super::*;
 
     #[tokio::test]
     async fn scans_share_a_channel_up_to_the_limit_and_give_their_place_back() {
         let config = ClientConfig { scans_per_channel_max: 2, ..ClientConfig::default() };
-        let server = Servers::new(Arc::new(TcpTransport), &config).at("127.0.0.1:1");
+        let server = Servers::new(Env::real(), &config).at("127.0.0.1:1");
         let mut scans: Vec<ScanClient> = (0..5).map(|_| server.scan_client()).collect();
         assert_eq!(scans.iter().map(|scan| scan.number).collect::<Vec<_>>(), [0, 0, 1, 1, 2]);
         scans.remove(2);
@@ -191,7 +218,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_nobody_names_is_closed() {
-        let servers = Servers::new(Arc::new(TcpTransport), &ClientConfig::default());
+        let servers = Servers::new(Env::real(), &ClientConfig::default());
         let first = servers.at("a:1");
         assert!(Arc::ptr_eq(&first, &servers.at("a:1")));
         drop(first);

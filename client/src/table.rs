@@ -17,6 +17,7 @@ use uruk_proto::schema::TableSchema;
 use uruk_proto::tablet::TabletRef;
 use uruk_proto::{ErrorCode, TableId};
 
+use crate::calls::Caller;
 use crate::client::Core;
 use crate::error::{Error, Result};
 use crate::locate::{Locations, Wanted};
@@ -24,7 +25,6 @@ use crate::location::Location;
 use crate::masters::Deadlines;
 use crate::retry::{Attempts, Effect, Failure, Origin, Step};
 use crate::salt::Salt;
-use crate::server::TabletClient;
 use crate::shared_work::{SharedWork, Work};
 
 /// A family that the schema lacks is looked for at the master at most this often.
@@ -56,7 +56,7 @@ pub(crate) struct TableState {
 
 /// What an attempt needs to make its request.
 pub(crate) struct Target {
-    pub client: TabletClient,
+    pub client: Caller,
     pub tablet: TabletRef,
     pub schema: Arc<TableSchema>,
     /// The key under which the call's row is stored there.
@@ -273,7 +273,7 @@ impl Table {
             return Ok(Err(Failure::answered(ErrorCode::Overloaded, message)));
         };
         let _permit = permit.expect("the semaphore is never closed");
-        let (number, client) = server.client();
+        let (number, client) = server.caller();
         let tablet = TabletRef { tablet_id: location.tablet.0, schema_version: resolved.schema.version };
         let call = request(Target { client, tablet, schema: resolved.schema.clone(), row: row.clone() })?;
         let result = self.answer(resolved, location, row, deadlines, call).await;

@@ -65,7 +65,7 @@ impl Table {
             let entry = RowMutations { row, mutations: repack(&packed, &packed_for, &schema)? };
             let request = MutateRowsRequest { tablet: Some(tablet), key: Some(ticket.key(0)), entries: vec![entry] };
             Ok(async move {
-                match client.mutate_rows(request).await?.into_inner().errors.into_iter().next() {
+                match client.mutate_rows(request).await?.errors.into_iter().next() {
                     None => Ok(()),
                     Some(error) => Err(Status::from(row_error(error))),
                 }
@@ -138,7 +138,7 @@ impl Table {
                 true_mutations: repack(&if_matched, &packed_for, &schema)?,
                 false_mutations: repack(&otherwise, &packed_for, &schema)?,
             };
-            Ok(async move { Ok(client.check_and_mutate(request).await?.into_inner().matched) })
+            Ok(async move { Ok(client.check_and_mutate(request).await?.matched) })
         };
         self.call(&key, Effect::Write, if_matched.len() + otherwise.len(), request).await
     }
@@ -167,7 +167,7 @@ impl Table {
                 row: row.clone(),
                 rules: rule_messages(&schema, &rules)?,
             };
-            Ok(async move { Ok((client.read_modify_write(request).await?.into_inner().batch, row, schema)) })
+            Ok(async move { Ok((client.read_modify_write(request).await?.batch, row, schema)) })
         };
         let (batch, row, schema) = self.call(&key, Effect::Write, 0, request).await?;
         // Done, but the answer makes no sense.
@@ -353,7 +353,7 @@ impl Batch<'_> {
             }
             let key = Some(self.ticket.key(run.start));
             let request = MutateRowsRequest { tablet: Some(tablet), key, entries };
-            Ok(async move { Ok(client.mutate_rows(request).await?.into_inner().errors) })
+            Ok(async move { Ok(client.mutate_rows(request).await?.errors) })
         };
         let first_row = &self.entries[run.start].row;
         let result = match self.table.attempt(resolved, &location, first_row, deadlines, request).await {

@@ -3,6 +3,7 @@
 //! No IO. Whatever arrives as bytes is parsed here, once, into a type that cannot be wrong.
 
 mod amplification;
+pub mod calls;
 pub mod cell_batch;
 pub mod codec;
 pub mod error;

@@ -181,7 +181,7 @@ impl TabletServer {
         let listener = env.transport.listen(&config.listen).await.map_err(StartError::Listen)?;
         let address = if config.advertise.is_empty() { listener.local_address() } else { config.advertise.clone() };
         let (ready, receiver) = watch::channel(None);
-        let routes = service::Service(receiver).routes();
+        let routes = service::Service(receiver).routes(&tasks);
         let (serve_env, serve_tasks) = (env.clone(), tasks.clone());
         tasks.spawn_to_end("serve", async move {
             if let Err(error) = rpc::serve(&serve_env, listener, routes, &serve_tasks).await {

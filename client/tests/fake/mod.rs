@@ -19,11 +19,13 @@ use uruk_base::disk::RealDisk;
 use uruk_base::rpc::{self, MESSAGE_BYTES_MAX};
 use uruk_base::{Env, Metrics, Random, Tasks};
 use uruk_client::{Client, ClientConfig};
+use uruk_proto::calls::{SharedCalls, Spawn};
 use uruk_proto::cell_batch::Cell;
 use uruk_proto::master::ProcedureInfo;
 use uruk_proto::master::master_server::MasterServer;
 use uruk_proto::schema::{Family, GcRule, TableSchema};
 use uruk_proto::tablet::IdempotencyKey;
+use uruk_proto::tablet::tablet_server_calls_server::TabletServerCallsServer;
 use uruk_proto::tablet::tablet_server_server::TabletServerServer;
 use uruk_proto::{ErrorCode, FamilyId, RowRange, RpcError, TableId};
 
@@ -151,6 +153,11 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster of `servers` tablet servers, with a clock of its own.
     pub async fn start(servers: usize) -> Cluster {
+        Cluster::start_with(servers, true).await
+    }
+
+    /// One whose servers take calls on streams, or do not.
+    pub async fn start_with(servers: usize, has_streams: bool) -> Cluster {
         let tasks = Tasks::simulated();
         let net = Net::new(tasks.clone());
         let env = Env {
@@ -166,10 +173,18 @@ impl Cluster {
         let master = MasterServer::new(cluster.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         cluster.serve("master:1", Routes::new(master)).await;
         for number in 0..servers {
-            let server = TabletServerServer::new(tablet::Server { cluster: cluster.clone(), number })
+            let server = tablet::Server { cluster: cluster.clone(), number };
+            let tasks = cluster.env.tasks.clone();
+            let spawn: Spawn = Arc::new(move |work| tasks.spawn("calls", work));
+            let calls = has_streams.then(|| TabletServerCallsServer::new(SharedCalls::new(server.clone(), spawn)));
+            let server = TabletServerServer::new(server)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
-            cluster.serve(&Cluster::address(number), Routes::new(server)).await;
+            let mut routes = Routes::new(server);
+            if let Some(calls) = calls {
+                routes = routes.add_service(calls);
+            }
+            cluster.serve(&Cluster::address(number), routes).await;
         }
         cluster
     }

@@ -18,6 +18,7 @@ use uruk_proto::{ErrorCode, FamilyId, RpcError};
 
 use super::{Answer, Cluster, Fault, State};
 
+#[derive(Clone)]
 pub struct Server {
     pub cluster: Cluster,
     pub number: usize,

@@ -7,6 +7,9 @@ use futures::Stream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use uruk_base::rpc::MESSAGE_BYTES_MAX;
+use uruk_base::task::Tasks;
+use uruk_proto::calls::{SharedCalls, Spawn};
+use uruk_proto::tablet::tablet_server_calls_server::TabletServerCallsServer;
 use uruk_proto::tablet::tablet_server_control_server::{TabletServerControl, TabletServerControlServer};
 use uruk_proto::tablet::tablet_server_server::{TabletServer, TabletServerServer};
 use uruk_proto::tablet::{
@@ -25,15 +28,20 @@ use super::close::CloseKind;
 pub struct Service(pub tokio::sync::watch::Receiver<Option<Arc<Server>>>);
 
 impl Service {
-    /// Both services.
-    pub fn routes(self) -> Routes {
+    /// All services; streams of calls are served by `tasks`.
+    pub fn routes(self, tasks: &Tasks) -> Routes {
+        let tasks = tasks.clone();
+        let spawn: Spawn = Arc::new(move |work| tasks.spawn("calls of a client", work));
+        let calls = TabletServerCallsServer::new(SharedCalls::new(self.clone(), spawn))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let data = TabletServerServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let control = TabletServerControlServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Routes::new(data).add_service(control)
+        Routes::new(data).add_service(calls).add_service(control)
     }
 
     fn server(&self) -> Result<Arc<Server>, RpcError> {
