@@ -12,13 +12,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uruk_base::Env;
 use uruk_base::rpc::MESSAGE_BYTES_MAX;
-use uruk_proto::calls::{CALLS_IN_FLIGHT_MAX, CALLS_PER_MESSAGE_MAX, SHARED_REQUEST_BYTES_MAX};
+use uruk_proto::calls::{CALLS_IN_FLIGHT_MAX, SHARED_REQUEST_BYTES_MAX, together};
 use uruk_proto::tablet::tablet_server_calls_client::TabletServerCallsClient;
 use uruk_proto::tablet::{
     AnswerBatch, Call, CallBatch, CancelCall, CheckAndMutateRequest, CheckAndMutateResponse, MutateRowsRequest,
@@ -37,11 +39,12 @@ pub(crate) struct Caller {
 /// Makes the call on the stream, unless it is too large for that, or refused there; then alone.
 macro_rules! either {
     ($caller:expr, $request:expr, $kind:ident, |$alone:ident| $other:expr) => {{
-        if prost::Message::encoded_len(&$request) <= SHARED_REQUEST_BYTES_MAX
+        if $request.encoded_len() <= SHARED_REQUEST_BYTES_MAX
             && let Some(answer) = $caller.shared.call(call::Call::$kind($request.clone())).await?
         {
             match answer {
                 answer::Answer::$kind(answer) => return Ok(answer),
+                answer::Answer::TooLarge(_) => {}
                 _ => return Err(Status::internal("the answer is one to another call")),
             }
         }
@@ -70,8 +73,8 @@ impl Caller {
     pub async fn read_rows(&mut self, request: ReadRequest) -> Result<Vec<Bytes>, Status> {
         if let Some(answer) = self.shared.call(call::Call::Read(request.clone())).await? {
             match answer {
-                answer::Answer::Read(answer) if !answer.too_large => return Ok(answer.batches),
-                answer::Answer::Read(_) => {}
+                answer::Answer::Read(answer) => return Ok(answer.batches),
+                answer::Answer::TooLarge(_) => {}
                 _ => return Err(Status::internal("the answer is one to another call")),
             }
         }
@@ -114,13 +117,13 @@ impl SharedStream {
         matches!(self.pending.0.lock().end, Some(End::Broken(_)))
     }
 
-    /// None: the server does not take calls on streams.
+    /// None: the server does not take calls on streams, or this one has ended before the call was made.
     async fn call(&self, call: call::Call) -> Result<Option<answer::Answer>, Status> {
         let (sender, answer) = oneshot::channel();
         let waiting = match self.pending.add(sender) {
             Ok(id) => Waiting { id, pending: &self.pending, queue: &self.queue },
-            Err(End::Unsupported) => return Ok(None),
-            Err(End::Broken(status)) => return Err(status),
+            // Not sent: it can go alone.
+            Err(_) => return Ok(None),
         };
         // A closed queue is that of a stream that has ended: then the answer is how.
         let _ = self.queue.send(Call { id: waiting.id, call: Some(call) }).await;
@@ -228,17 +231,15 @@ impl Drop for FailsWhenDropped {
     }
 }
 
-/// Sends what is queued and hands out answers, until the stream ends.
+/// Opens the stream for the first call, sends what is queued and hands out answers, until the stream ends.
 async fn exchange(channel: Channel, calls: mpsc::Receiver<Call>, waiting: FailsWhenDropped) {
     let pending = &waiting.0;
     let mut client = TabletServerCallsClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let outgoing = futures::stream::unfold(calls, |mut calls| async move {
-        let mut batch = Vec::new();
-        calls.recv_many(&mut batch, CALLS_PER_MESSAGE_MAX).await;
-        (!batch.is_empty()).then_some((CallBatch { calls: batch }, calls))
-    });
+    let mut messages = Box::pin(together(calls, Call::encoded_len));
+    let Some(first) = messages.next().await else { return };
+    let outgoing = futures::stream::iter([first]).chain(messages).map(|calls| CallBatch { calls });
     let mut answers = match client.calls(outgoing).await {
         Ok(response) => response.into_inner(),
         Err(status) => return pending.fail(End::unopened(status)),
@@ -247,7 +248,8 @@ async fn exchange(channel: Channel, calls: mpsc::Receiver<Call>, waiting: FailsW
         match answers.message().await {
             Ok(Some(batch)) => pending.answered(batch),
             Ok(None) => return pending.fail(End::Broken(lost())),
-            Err(status) => return pending.fail(End::Broken(Status::new(status.code(), status.message()))),
+            // Whatever its code: it says nothing of the calls.
+            Err(status) => return pending.fail(End::Broken(Status::unavailable(status.message()))),
         }
     }
 }

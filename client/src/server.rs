@@ -141,9 +141,12 @@ impl Server {
         (number, channel.caller.clone())
     }
 
-    /// Opens channel `number` anew: the old one fell silent.
-    pub fn reconnect(&self, number: usize) {
-        *self.channels[number].lock() = self.connector.caller();
+    /// Opens channel `number` anew, unless another call has: `silent`, on the old one, got no answer.
+    pub fn reconnect(&self, number: usize, silent: &Arc<SharedStream>) {
+        let mut channel = self.channels[number].lock();
+        if Arc::ptr_eq(&channel.caller.shared, silent) {
+            *channel = self.connector.caller();
+        }
     }
 
     /// A channel for one scan.

@@ -274,13 +274,14 @@ impl Table {
         };
         let _permit = permit.expect("the semaphore is never closed");
         let (number, client) = server.caller();
+        let stream = client.shared.clone();
         let tablet = TabletRef { tablet_id: location.tablet.0, schema_version: resolved.schema.version };
         let call = request(Target { client, tablet, schema: resolved.schema.clone(), row: row.clone() })?;
         let result = self.answer(resolved, location, row, deadlines, call).await;
         if let Err(failure) = &result
             && failure.origin == Origin::Silent
         {
-            server.reconnect(number);
+            server.reconnect(number, &stream);
         }
         Ok(result)
     }

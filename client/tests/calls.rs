@@ -8,8 +8,8 @@ use fake::{Cluster, Fault};
 use futures::StreamExt;
 use futures::future::join_all;
 use uruk_base::rpc;
-use uruk_client::{Mutation, ReadOptions};
-use uruk_proto::calls::CALLS_IN_FLIGHT_MAX;
+use uruk_client::{ClientConfig, Mutation, ReadOptions};
+use uruk_proto::calls::{CALLS_IN_FLIGHT_MAX, CALLS_PER_MESSAGE_MAX};
 use uruk_proto::tablet::tablet_server_calls_client::TabletServerCallsClient;
 use uruk_proto::tablet::{
     Answer, Call, CallBatch, CancelCall, IdempotencyKey, MutateRowsRequest, ReadRequest, RowRange, TabletRef, answer,
@@ -99,7 +99,7 @@ async fn a_row_beyond_a_shared_answer_is_read_by_a_call_of_its_own() {
     let cluster = Cluster::start(1).await;
     cluster.table("t", &[]);
     let table = cluster.client().table("t").await.unwrap();
-    let value = vec![b'v'; 100_000];
+    let value = vec![b'v'; 300_000];
     table.mutate_row("large", vec![Mutation::set("f", "q", value.clone())]).await.unwrap();
     let row = table.read_row("large", &all()).await.unwrap().unwrap();
     assert_eq!(row.value("f", "q").unwrap(), &value);
@@ -121,6 +121,46 @@ async fn servers_that_take_no_streams_are_called_as_ever() {
         assert_eq!((state.writes, state.reads), (3, 3), "each once");
     }
     cluster.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_made_by_the_first_call_and_kept() {
+    let cluster = Cluster::start(1).await;
+    let id = cluster.table("t", &[]);
+    cluster.fill(id, 8);
+    let config = ClientConfig { channels_per_server: 1, ..ClientConfig::default() };
+    let table = cluster.client_with(config).table("t").await.unwrap();
+    assert_eq!(cluster.net.connects(&Cluster::address(0)), 0);
+    for n in 0..8 {
+        table.read_row(format!("row-{n:03}"), &all()).await.unwrap();
+    }
+    assert_eq!(cluster.net.connects(&Cluster::address(0)), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_a_client_that_is_gone_are_not_begun() {
+    let cluster = Cluster::start(1).await;
+    let id = cluster.table("t", &[]);
+    cluster.fill(id, 1);
+    cluster.faults((0..2 * CALLS_IN_FLIGHT_MAX).map(|_| Fault::Slow { ms: 1_000 }));
+    let stream = Stream::open(&cluster).await;
+    for first in (0..2 * CALLS_IN_FLIGHT_MAX as u64).step_by(CALLS_PER_MESSAGE_MAX) {
+        stream.send((first..first + CALLS_PER_MESSAGE_MAX as u64).map(|id| (id, reads_row(&cluster, "row-000"))));
+    }
+    cluster.env.clock.sleep(Duration::from_millis(500)).await;
+    drop(stream);
+    cluster.env.clock.sleep(Duration::from_secs(5)).await;
+    assert_eq!(cluster.lock().reads, CALLS_IN_FLIGHT_MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_too_many_calls_ends_its_stream() {
+    let cluster = Cluster::start(1).await;
+    cluster.table("t", &[]);
+    let mut stream = Stream::open(&cluster).await;
+    stream.send((0..=CALLS_PER_MESSAGE_MAX as u64).map(|id| (id, reads_row(&cluster, "row-000"))));
+    assert!(stream.answers.next().await.is_none());
+    assert_eq!(cluster.lock().reads, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,7 +188,9 @@ async fn calls_in_flight_are_bounded_and_all_are_answered() {
     cluster.faults((0..3 * CALLS_IN_FLIGHT_MAX).map(|_| Fault::Slow { ms: 1_000 }));
     let mut stream = Stream::open(&cluster).await;
     let count = 2 * CALLS_IN_FLIGHT_MAX as u64;
-    stream.send((0..count).map(|id| (id, reads_row(&cluster, "row-000"))));
+    for first in (0..count).step_by(CALLS_PER_MESSAGE_MAX) {
+        stream.send((first..first + CALLS_PER_MESSAGE_MAX as u64).map(|id| (id, reads_row(&cluster, "row-000"))));
+    }
     cluster.env.clock.sleep(Duration::from_millis(500)).await;
     assert_eq!(cluster.lock().reads, CALLS_IN_FLIGHT_MAX);
     let mut ids: Vec<u64> = stream.answers(count as usize).await.iter().map(|answer| answer.id).collect();

@@ -7,7 +7,8 @@
 //! Invariants: (1) each call runs as if it had come alone: calls do not wait for each other, and one that is cancelled,
 //! or whose client is gone, is dropped where it stands; (2) a call that runs goes on though its client reads no
 //! answers, so a stalled client holds no row's latch; (3) calls that run and
-//! answers that are not sent yet are at most [`CALLS_IN_FLIGHT_MAX`] on a stream: the rest waits at the client.
+//! answers that are not sent yet are at most [`CALLS_IN_FLIGHT_MAX`] on a stream: the rest waits at the client;
+//! (4) no message is much larger than [`MESSAGE_BYTES`], so none holds up others for long.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -17,22 +18,26 @@ use std::sync::Arc;
 use futures::future::{AbortHandle, Abortable, BoxFuture};
 use futures::stream::{FuturesUnordered, Stream};
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::tablet::tablet_server_calls_server::TabletServerCalls;
 use crate::tablet::tablet_server_server::TabletServer;
-use crate::tablet::{Answer, AnswerBatch, Call, CallBatch, CallError, ReadAnswer, ReadRequest, answer, call};
+use crate::tablet::{Answer, AnswerBatch, Call, CallBatch, CallError, ReadAnswer, ReadRequest, TooLarge, answer, call};
 
 /// Calls of one stream that run, or whose answers wait to be sent.
 pub const CALLS_IN_FLIGHT_MAX: usize = 1024;
 /// Requests up to this many bytes share a stream; larger ones would hold up the others.
 pub const SHARED_REQUEST_BYTES_MAX: usize = 64 << 10;
-/// Calls, or answers, in one message.
+/// Calls, or answers, in one message; a stream with more in a message is ended.
 pub const CALLS_PER_MESSAGE_MAX: usize = 128;
-/// What a read answers on a stream, in bytes; rows with more are read by a call of their own.
-const READ_BYTES_MAX: usize = 64 << 10;
+/// A message has this many bytes, unless one call or answer has more.
+const MESSAGE_BYTES: usize = 256 << 10;
+/// The largest message of calls that a server takes, in bytes.
+pub const CALLS_BYTES_MAX: usize = MESSAGE_BYTES + 2 * SHARED_REQUEST_BYTES_MAX;
+/// A larger answer is a call's own, in bytes.
+const ANSWER_BYTES_MAX: usize = MESSAGE_BYTES;
 
 /// Runs a future to its end, apart from the caller.
 pub type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
@@ -62,10 +67,13 @@ impl<S: TabletServer + Clone> TabletServerCalls for SharedCalls<S> {
     type CallsStream = Pin<Box<dyn Stream<Item = Result<AnswerBatch, Status>> + Send>>;
 
     async fn calls(&self, request: Request<Streaming<CallBatch>>) -> Result<Response<Self::CallsStream>, Status> {
-        let (sender, receiver) = unbounded_channel();
+        let (sender, receiver) = mpsc::channel(CALLS_IN_FLIGHT_MAX);
         let streamed = Streamed { service: self.service.clone(), answers: sender };
         (self.spawn)(Box::pin(streamed.run(request.into_inner())));
-        Ok(Response::new(Box::pin(messages(receiver))))
+        let messages = together(receiver, |(answer, _): &Held| answer.encoded_len());
+        let sent =
+            |answers: Vec<Held>| AnswerBatch { answers: answers.into_iter().map(|(answer, _)| answer).collect() };
+        Ok(Response::new(Box::pin(messages.map(move |answers| Ok(sent(answers))))))
     }
 }
 
@@ -74,7 +82,7 @@ type Held = (Answer, OwnedSemaphorePermit);
 
 struct Streamed<S> {
     service: S,
-    answers: UnboundedSender<Held>,
+    answers: mpsc::Sender<Held>,
 }
 
 impl<S: TabletServer + Clone> Streamed<S> {
@@ -87,9 +95,11 @@ impl<S: TabletServer + Clone> Streamed<S> {
         loop {
             tokio::select! {
                 biased;
+                () = self.answers.closed() => return,
                 Some((id, answer)) = running.next() => {
                     cancels.remove(&id);
-                    if let Ok(answer) = answer && self.answers.send(answer).is_err() {
+                    // There is room: an answer that is queued has its call's place.
+                    if let Ok(answer) = answer && self.answers.try_send(answer).is_err() {
                         return;
                     }
                 }
@@ -103,6 +113,9 @@ impl<S: TabletServer + Clone> Streamed<S> {
                 }
                 message = incoming.message(), if waiting.is_empty() => {
                     let Ok(Some(batch)) = message else { return };
+                    if batch.calls.len() > CALLS_PER_MESSAGE_MAX {
+                        return;
+                    }
                     for call in batch.calls {
                         if !matches!(call.call, Some(call::Call::Cancel(_))) {
                             waiting.push_back(call);
@@ -118,19 +131,30 @@ impl<S: TabletServer + Clone> Streamed<S> {
     }
 }
 
-/// What is there, in messages.
-fn messages(receiver: UnboundedReceiver<Held>) -> impl Stream<Item = Result<AnswerBatch, Status>> + Send {
-    futures::stream::unfold(receiver, |mut receiver| async move {
-        let mut ready = Vec::with_capacity(CALLS_PER_MESSAGE_MAX);
-        receiver.recv_many(&mut ready, CALLS_PER_MESSAGE_MAX).await;
-        let answers: Vec<Answer> = ready.into_iter().map(|(answer, _)| answer).collect();
-        (!answers.is_empty()).then(|| (Ok(AnswerBatch { answers }), receiver))
+/// What waits in `queue`, taken together as long as it fits into a message of [`MESSAGE_BYTES`].
+pub fn together<T>(queue: mpsc::Receiver<T>, bytes: impl Fn(&T) -> usize) -> impl Stream<Item = Vec<T>> {
+    futures::stream::unfold((queue, VecDeque::new(), bytes), |(mut queue, mut ready, bytes)| async move {
+        if ready.is_empty() {
+            let mut received = Vec::with_capacity(CALLS_PER_MESSAGE_MAX);
+            queue.recv_many(&mut received, CALLS_PER_MESSAGE_MAX).await;
+            ready.extend(received);
+        }
+        let (mut message, mut sum) = (Vec::with_capacity(ready.len()), 0);
+        while let Some(item) = ready.pop_front() {
+            sum += bytes(&item);
+            if sum > MESSAGE_BYTES && !message.is_empty() {
+                ready.push_front(item);
+                break;
+            }
+            message.push(item);
+        }
+        (!message.is_empty()).then_some((message, (queue, ready, bytes)))
     })
 }
 
 async fn answer_to<S: TabletServer>(service: &S, call: Call) -> Answer {
     let result = match call.call {
-        Some(call::Call::Read(request)) => read(service, request).await.map(answer::Answer::Read),
+        Some(call::Call::Read(request)) => read(service, request).await,
         Some(call::Call::MutateRows(request)) => {
             service.mutate_rows(Request::new(request)).await.map(|r| answer::Answer::MutateRows(r.into_inner()))
         }
@@ -146,12 +170,16 @@ async fn answer_to<S: TabletServer>(service: &S, call: Call) -> Answer {
             Err(Status::invalid_argument("a call of a kind that this server does not know"))
         }
     };
-    let answer = result.unwrap_or_else(|status| answer::Answer::Error(status.into()));
+    let answer = match result {
+        Ok(answer) if answer.encoded_len() > ANSWER_BYTES_MAX => answer::Answer::TooLarge(TooLarge {}),
+        Ok(answer) => answer,
+        Err(status) => answer::Answer::Error(status.into()),
+    };
     Answer { id: call.id, answer: Some(answer) }
 }
 
 /// To its end: its last word may be that the server lost its lease meanwhile.
-async fn read<S: TabletServer>(service: &S, request: ReadRequest) -> Result<ReadAnswer, Status> {
+async fn read<S: TabletServer>(service: &S, request: ReadRequest) -> Result<answer::Answer, Status> {
     if request.rows.is_empty() {
         return Err(Status::invalid_argument("ranges are read by a call of their own"));
     }
@@ -159,12 +187,12 @@ async fn read<S: TabletServer>(service: &S, request: ReadRequest) -> Result<Read
     let (mut batches, mut bytes) = (Vec::new(), 0);
     while let Some(response) = stream.try_next().await? {
         bytes += response.batch.len();
-        if bytes > READ_BYTES_MAX {
-            return Ok(ReadAnswer { batches: Vec::new(), too_large: true });
+        if bytes > ANSWER_BYTES_MAX {
+            return Ok(answer::Answer::TooLarge(TooLarge {}));
         }
         batches.push(response.batch);
     }
-    Ok(ReadAnswer { batches, too_large: false })
+    Ok(answer::Answer::Read(ReadAnswer { batches }))
 }
 
 impl From<Status> for CallError {
@@ -180,5 +208,38 @@ impl From<Status> for CallError {
 impl From<CallError> for Status {
     fn from(error: CallError) -> Status {
         Status::with_details(error.code.into(), error.message, error.details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn messages(sizes: &[usize]) -> Vec<Vec<usize>> {
+        let (sender, receiver) = mpsc::channel(1_000);
+        for size in sizes {
+            sender.send(*size).await.expect("there is room");
+        }
+        drop(sender);
+        together(receiver, |size| *size).collect().await
+    }
+
+    #[tokio::test]
+    async fn what_waits_goes_together_up_to_a_messages_size() {
+        assert_eq!(messages(&[1, 2, 3]).await, [vec![1, 2, 3]]);
+        let half = MESSAGE_BYTES / 2;
+        assert_eq!(messages(&[half, half, 1, half]).await, [vec![half, half], vec![1, half]]);
+        let large = 3 * MESSAGE_BYTES;
+        assert_eq!(messages(&[1, large, 2]).await, [vec![1], vec![large], vec![2]]);
+        let many = messages(&[1; CALLS_PER_MESSAGE_MAX + 5]).await;
+        assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [CALLS_PER_MESSAGE_MAX, 5]);
+        assert!(messages(&[]).await.is_empty());
+    }
+
+    #[test]
+    fn a_status_survives_an_answer() {
+        let status = Status::with_details(tonic::Code::Aborted, "moved", bytes::Bytes::from_static(b"d"));
+        let again = Status::from(CallError::from(status));
+        assert_eq!((again.code(), again.message(), again.details()), (tonic::Code::Aborted, "moved", &b"d"[..]));
     }
 }

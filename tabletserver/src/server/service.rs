@@ -8,7 +8,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use uruk_base::rpc::MESSAGE_BYTES_MAX;
 use uruk_base::task::Tasks;
-use uruk_proto::calls::{SharedCalls, Spawn};
+use uruk_proto::calls::{CALLS_BYTES_MAX, SharedCalls, Spawn};
 use uruk_proto::tablet::tablet_server_calls_server::TabletServerCallsServer;
 use uruk_proto::tablet::tablet_server_control_server::{TabletServerControl, TabletServerControlServer};
 use uruk_proto::tablet::tablet_server_server::{TabletServer, TabletServerServer};
@@ -33,7 +33,7 @@ impl Service {
         let tasks = tasks.clone();
         let spawn: Spawn = Arc::new(move |work| tasks.spawn("calls of a client", work));
         let calls = TabletServerCallsServer::new(SharedCalls::new(self.clone(), spawn))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_decoding_message_size(CALLS_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let data = TabletServerServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
