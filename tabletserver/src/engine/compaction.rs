@@ -75,6 +75,8 @@ pub(crate) struct Files {
     pub group: Vec<Arc<FileHandle>>,
     /// Those of the other groups.
     pub elsewhere: Vec<Arc<FileHandle>>,
+    /// Whether all deletions of rows that their new groups lack are in files.
+    pub may_move: bool,
 }
 
 impl Files {
@@ -146,7 +148,7 @@ pub(crate) async fn run(
     let is_major = files.inputs.len() == files.group.len();
     // Families move only with all of the group's files, and so together with every deletion of whole rows
     // that there is here: in each group such deletions cover what is older there.
-    let mut moved = if is_major { moved(schema, locality_group) } else { Vec::new() };
+    let mut moved = if is_major && files.may_move { moved(schema, locality_group) } else { Vec::new() };
     let known = || files.inputs.iter().map(|file| file.file.tail().map(|tail| &tail.properties));
     moved.retain(|(family, _)| known().any(|known| known.is_none_or(|known| known.may_have(&[*family]))));
     let output = Output {

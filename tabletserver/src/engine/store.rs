@@ -97,9 +97,18 @@ pub(super) struct Version {
     flushed_seq: SeqNo,
     /// Of the newest frozen set, or `flushed_seq`.
     frozen_seq: SeqNo,
+    /// What memtables held when the schema last changed: rows may be deleted there that are not deleted in
+    /// groups that are new since.
+    regrouped_seq: SeqNo,
 }
 
 impl Version {
+    /// Whether families may move between groups: every deletion of a row is in all groups, or in a file of those
+    /// where it is, from where it moves along.
+    fn may_move(&self) -> bool {
+        self.flushed_seq >= self.regrouped_seq
+    }
+
     /// The columns that a filter wants.
     pub(super) fn columns(&self, filter: &Filter) -> Arc<Columns> {
         match (&filter.families, &filter.qualifiers) {
@@ -177,7 +186,14 @@ impl TabletStore {
     ) -> Result<TabletStore, EngineError> {
         let flushed_seq = SeqNo(row.flushed_seq);
         let columns = Arc::new(Columns::all(&schema));
-        let mut version = Version { schema, columns, groups: BTreeMap::new(), flushed_seq, frozen_seq: flushed_seq };
+        let mut version = Version {
+            schema,
+            columns,
+            groups: BTreeMap::new(),
+            flushed_seq,
+            frozen_seq: flushed_seq,
+            regrouped_seq: flushed_seq,
+        };
         for files in &row.groups {
             let group = version.groups.entry(files.locality_group).or_default();
             group.files = open_files(context, files, &[])?;
@@ -217,6 +233,8 @@ impl TabletStore {
             next.columns = Arc::new(Columns::all(&schema));
             next.schema = schema;
             next.add_schema_groups();
+            let in_memory = next.groups.values().flat_map(Group::memtables).map(|memtable| memtable.seq_max());
+            next.regrouped_seq = in_memory.max().unwrap_or_default().max(next.regrouped_seq);
             next.note_residents(&self.context.config);
             *version = Arc::new(next);
         }
@@ -361,7 +379,7 @@ impl TabletStore {
             let units = units(&group.files);
             let facts: Vec<FileFacts> = units.iter().map(|unit| facts(unit)).collect();
             let all = |reason| Pick { start: 0, end: units.len(), reason };
-            let has_moved = has_moved(&version.schema, *number, &group.files);
+            let has_moved = version.may_move() && has_moved(&version.schema, *number, &group.files);
             let pick = has_moved.then(|| all(Reason::Moved)).or_else(|| policy::pick(&facts, config)).or_else(|| {
                 let age_max = policy::age_max(&version.schema, *number);
                 let reason = policy::major_reason(&facts, age_max, now, config)?;
@@ -400,7 +418,7 @@ impl TabletStore {
         }
         let elsewhere: Vec<_> = version.groups.iter().filter(|(number, _)| **number != group).collect();
         let elsewhere = elsewhere.iter().flat_map(|(_, group)| &group.files).cloned().collect();
-        let files = compaction::Files { inputs, group: files.clone(), elsewhere };
+        let files = compaction::Files { inputs, group: files.clone(), elsewhere, may_move: version.may_move() };
         compaction::run(&self.context, &version.schema, group, files, &self.range, progress, path).await
     }
 

@@ -399,3 +399,35 @@ fn a_read_of_a_column_leaves_out_files_that_have_the_row_but_neither_the_column_
         }
     });
 }
+
+/// The deletion is in a memtable of the group that the family leaves, and the group that it goes to is new.
+#[test]
+fn a_deleted_row_stays_deleted_when_its_family_moves_before_the_deletion_is_flushed() {
+    run(async {
+        let (store, mut row) = (store(), MetaRow::default());
+        write(&store, 0);
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+        store.apply(SeqNo(9), b"row00000000", &[Mutation::DeleteFromRow]);
+        store.publish(SeqNo(9));
+        let mut schema = TableSchema::clone(&store.schema());
+        (schema.version, schema.families[1].locality_group) = (2, 3);
+        store.set_schema(Arc::new(schema));
+        let requested = store.pick_major(2).unwrap();
+        let result = store.compact(&requested, &Arc::default(), &mut |group| format!("major-{group}")).await.unwrap();
+        commit(&store, &mut row, result);
+        assert_eq!(rows(&store.snapshot()).await.unwrap(), []);
+        assert_eq!(store.pick_compaction(), None, "nothing moves before the deletion is in a file");
+        let token = store.freeze(store.published()).unwrap();
+        flush(&store, &mut row, &token).await;
+        let mut reasons = Vec::new();
+        while let Some(compaction) = store.pick_compaction() {
+            reasons.push((compaction.locality_group, compaction.reason));
+            let mut path = |group| format!("{}-{group}", reasons.len());
+            let result = store.compact(&compaction, &Arc::default(), &mut path).await.unwrap();
+            commit(&store, &mut row, result);
+            assert_eq!(rows(&store.snapshot()).await.unwrap(), []);
+        }
+        assert!(reasons.contains(&(2, Reason::Moved)), "{reasons:?}");
+    });
+}
