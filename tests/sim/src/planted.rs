@@ -98,11 +98,15 @@ fn suited(bug: Planted) -> &'static [Scenario] {
 /// it draw other runs, and then it is a seed like any other.
 fn known_seed(bug: Planted) -> u64 {
     match bug {
-        Planted::AckAfterFence => 22,
         Planted::FlushedAhead => 12,
-        Planted::LateReport | Planted::ParentCompactionCommits => 5,
-        Planted::SplitReplyLostThaws => 3,
-        Planted::LateFirstAttempt | Planted::ReleaseTakenFromSilence | Planted::TooFewAnswers => 2,
+        Planted::FenceForgotten | Planted::LateReport => 9,
+        Planted::ParentCompactionCommits => 7,
+        Planted::AckAfterFence => 5,
+        Planted::ReplayedTwice | Planted::SplitReplyLostThaws => 4,
+        Planted::LateFirstAttempt
+        | Planted::ReadWithoutLease
+        | Planted::ReleaseTakenFromSilence
+        | Planted::TooFewAnswers => 2,
         _ => 1,
     }
 }
