@@ -91,7 +91,8 @@ pub fn parse_trailer(chunk_id: u64, file_bytes: u64, tail: &[u8]) -> Result<Trai
     let (sums, footer) = trailer.split_at(trailer_bytes - FOOTER_BYTES as usize);
     let u32_at = |at: usize| u32::from_le_bytes(footer[at..at + 4].try_into().expect("four bytes"));
     let u64_at = |at: usize| u64::from_le_bytes(footer[at..at + 8].try_into().expect("eight bytes"));
-    if &footer[32..40] != MAGIC {
+    // No checksum covers the four bytes before the magic number, and copies of a chunk are the same in all bytes.
+    if footer[28..32] != [0; 4] || &footer[32..40] != MAGIC {
         return Err(TrailerError::Damaged);
     }
     if u32_at(20) > VERSION {
@@ -140,16 +141,15 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_of_a_trailer_is_noticed_or_harmless() {
+    fn every_flipped_bit_of_a_trailer_is_noticed() {
         let sums = BlockSums::of(&[5; 70_000]);
         let trailer = encode_trailer(9, &sums);
         let length = file_bytes(70_000);
-        let good = parse_trailer(9, length, &trailer).expect("valid");
+        assert!(parse_trailer(9, length, &trailer).is_ok());
         for bit in 0..trailer.len() * 8 {
             let mut bad = trailer.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
-            let parsed = parse_trailer(9, length, &bad);
-            assert!(parsed.is_err() || parsed == Ok(good.clone()), "bit {bit}");
+            assert!(parse_trailer(9, length, &bad).is_err(), "bit {bit}");
         }
         assert!(parse_trailer(9, length, &trailer[1..]).is_err());
         assert!(parse_trailer(9, length + 1, &trailer).is_err());
