@@ -17,7 +17,8 @@ pub mod log;
 pub mod tablet;
 pub mod workload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fmt, io};
 
 use serde::Serialize;
@@ -27,6 +28,11 @@ use super::sstable::format::Compression;
 use super::{EngineConfig, EngineError};
 use tablet::BenchTablet;
 pub use workload::Workload;
+
+/// The folder is removed in so many tries.
+const REMOVE_TRIES: usize = 50;
+/// Between two of them.
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -174,9 +180,20 @@ pub async fn run(
     }
     std::fs::create_dir_all(&options.folder)?;
     let result = run_in_folder(env, options, report).await;
-    let removed = std::fs::remove_dir_all(&options.folder);
+    let removed = remove_folder(env, &options.folder).await;
     result?;
     Ok(removed?)
+}
+
+/// A write of a compaction that was cancelled at the end may still be under way, on a thread of its own.
+async fn remove_folder(env: &Env, folder: &Path) -> io::Result<()> {
+    for _ in 1..REMOVE_TRIES {
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => env.clock.sleep(REMOVE_PAUSE).await,
+            result => return result,
+        }
+    }
+    std::fs::remove_dir_all(folder)
 }
 
 async fn run_in_folder(

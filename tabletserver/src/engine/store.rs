@@ -370,8 +370,8 @@ impl TabletStore {
         Ok(())
     }
 
-    /// The compaction that is due, if any. At most one per locality group runs at a time (the caller's
-    /// business).
+    /// The compaction that is due, if any. At most one runs at a time (the caller's business): one that takes families
+    /// to another group relies on the deletions there.
     pub fn pick_compaction(&self) -> Option<Compaction> {
         let version = self.version.read().clone();
         let (config, now) = (&self.context.config, self.context.env.clock.wall_micros());

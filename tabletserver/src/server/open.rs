@@ -85,7 +85,7 @@ impl Server {
     /// Takes an order; the work goes on in the background.
     pub fn order_open(self: &Arc<Self>, tablets: Vec<OpenTablet>) {
         if self.stop.is_asked() {
-            // Never served here, so it can be released at once; in silence nobody would serve it until we end.
+            // Released at once, or flushed first if we made it and serve it; in silence nobody would serve it until we end.
             let rows = tablets.into_iter().filter_map(|order| order.row);
             let keys = rows.map(|row| TabletKey { tablet_id: row.tablet_id, epoch: row.epoch }).collect();
             return self.order_close(keys, CloseKind::Flush);

@@ -58,6 +58,15 @@ impl Slots {
         *newest = (*newest).max(epoch);
     }
 
+    fn discard(&mut self, id: TabletId, epoch: Epoch) {
+        self.note_closed(id, epoch);
+        if self.by_id.get(&id).is_some_and(|slot| slot.epoch() <= epoch)
+            && let Some(Slot::Loaded(tablet)) = self.by_id.remove(&id)
+        {
+            self.depart(&tablet);
+        }
+    }
+
     fn depart(&mut self, tablet: &Arc<Tablet>) {
         set_dropped(tablet);
         self.departed.retain(|departed| departed.strong_count() > 0);
@@ -161,14 +170,16 @@ impl Tablets {
     /// The tablet to flush before this epoch may be released; None when it is not served here, and
     /// then never will be.
     pub fn start_closing(&self, id: TabletId, epoch: Epoch) -> Option<Arc<Tablet>> {
-        if let Some(Slot::Loaded(tablet)) = self.0.read().by_id.get(&id)
+        // One lock for the look and what follows from it: what a split has made may be served between two.
+        let mut slots = self.0.write();
+        if let Some(Slot::Loaded(tablet)) = slots.by_id.get(&id)
             && tablet.epoch == epoch
             && !tablet.transition(&[TabletState::Loaded], TabletState::Dropped)
             && tablet.state() != TabletState::Dropped
         {
             return Some(tablet.clone());
         }
-        self.discard(id, epoch);
+        slots.discard(id, epoch);
         None
     }
 
@@ -179,13 +190,7 @@ impl Tablets {
 
     /// Drops a tablet whatever its state, and remembers that the epoch is over.
     pub fn discard(&self, id: TabletId, epoch: Epoch) {
-        let mut slots = self.0.write();
-        slots.note_closed(id, epoch);
-        if slots.by_id.get(&id).is_some_and(|slot| slot.epoch() <= epoch)
-            && let Some(Slot::Loaded(tablet)) = slots.by_id.remove(&id)
-        {
-            slots.depart(&tablet);
-        }
+        self.0.write().discard(id, epoch);
     }
 
     /// Stops serving a tablet and forgets it.
