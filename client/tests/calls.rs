@@ -12,8 +12,8 @@ use uruk_client::{ClientConfig, Mutation, ReadOptions};
 use uruk_proto::calls::{CALLS_IN_FLIGHT_MAX, CALLS_PER_MESSAGE_MAX};
 use uruk_proto::tablet::tablet_server_calls_client::TabletServerCallsClient;
 use uruk_proto::tablet::{
-    Answer, Call, CallBatch, CancelCall, IdempotencyKey, MutateRowsRequest, ReadRequest, RowRange, TabletRef, answer,
-    call,
+    Answer, Call, CallBatch, CancelCall, IdempotencyKey, MutateRowsRequest, ReadRequest, RowMutations, RowRange,
+    TabletRef, answer, call,
 };
 
 fn all() -> ReadOptions {
@@ -53,6 +53,14 @@ fn reads_row(cluster: &Cluster, row: &str) -> Option<call::Call> {
     let tablet_id = *cluster.lock().tablets.keys().next().expect("there is a tablet");
     let tablet = Some(TabletRef { tablet_id, schema_version: 1 });
     Some(call::Call::Read(ReadRequest { tablet, rows: vec![row.to_owned().into()], ..ReadRequest::default() }))
+}
+
+fn writes_row(cluster: &Cluster, sequence: u64) -> Option<call::Call> {
+    let tablet_id = *cluster.lock().tablets.keys().next().expect("there is a tablet");
+    let key = IdempotencyKey { client_id: 7, sequence, first_incomplete: 1, issued_micros: 1 };
+    let entries = vec![RowMutations { row: "k".into(), ..RowMutations::default() }];
+    let tablet = Some(TabletRef { tablet_id, schema_version: 1 });
+    Some(call::Call::MutateRows(MutateRowsRequest { tablet, key: Some(key), entries }))
 }
 
 fn code(answer: &Answer) -> Option<tonic::Code> {
@@ -138,19 +146,19 @@ async fn a_connection_is_made_by_the_first_call_and_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_of_a_client_that_is_gone_are_not_begun() {
+async fn calls_of_a_client_that_is_gone_are_dropped_and_none_is_begun() {
     let cluster = Cluster::start(1).await;
-    let id = cluster.table("t", &[]);
-    cluster.fill(id, 1);
+    cluster.table("t", &[]);
     cluster.faults((0..2 * CALLS_IN_FLIGHT_MAX).map(|_| Fault::Slow { ms: 1_000 }));
     let stream = Stream::open(&cluster).await;
     for first in (0..2 * CALLS_IN_FLIGHT_MAX as u64).step_by(CALLS_PER_MESSAGE_MAX) {
-        stream.send((first..first + CALLS_PER_MESSAGE_MAX as u64).map(|id| (id, reads_row(&cluster, "row-000"))));
+        stream.send((first..first + CALLS_PER_MESSAGE_MAX as u64).map(|id| (id, writes_row(&cluster, id + 1))));
     }
     cluster.env.clock.sleep(Duration::from_millis(500)).await;
     drop(stream);
     cluster.env.clock.sleep(Duration::from_secs(5)).await;
-    assert_eq!(cluster.lock().reads, CALLS_IN_FLIGHT_MAX);
+    let state = cluster.lock();
+    assert_eq!((state.writes, state.keys.len()), (CALLS_IN_FLIGHT_MAX, 0), "begun, done");
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,24 +207,18 @@ async fn calls_in_flight_are_bounded_and_all_are_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_a_place_can_be_cancelled_and_a_client_that_goes_leaves_nothing_behind() {
+async fn what_waits_for_a_place_can_be_cancelled() {
     let cluster = Cluster::start(1).await;
     let id = cluster.table("t", &[]);
     cluster.fill(id, 1);
-    let writes = |sequence: u64| {
-        let tablet_id = *cluster.lock().tablets.keys().next().expect("there is a tablet");
-        let key = IdempotencyKey { client_id: 7, sequence, first_incomplete: 1, issued_micros: 1 };
-        let tablet = Some(TabletRef { tablet_id, schema_version: 1 });
-        Some(call::Call::MutateRows(MutateRowsRequest { tablet, key: Some(key), entries: Vec::new() }))
-    };
-    cluster.faults([Fault::Slow { ms: 1_000 }, Fault::Slow { ms: 1_000 }]);
-    let stream = Stream::open(&cluster).await;
-    stream.send([(1, writes(1)), (2, writes(2))]);
-    cluster.env.clock.sleep(Duration::from_millis(100)).await;
-    stream.send([(1, Some(call::Call::Cancel(CancelCall {})))]);
-    cluster.env.clock.sleep(Duration::from_millis(100)).await;
-    assert_eq!(cluster.lock().writes, 2, "both have come");
-    drop(stream);
-    cluster.env.clock.sleep(Duration::from_secs(5)).await;
-    assert_eq!(cluster.lock().keys.len(), 0, "neither was done");
+    cluster.faults((0..CALLS_IN_FLIGHT_MAX).map(|_| Fault::Slow { ms: 1_000 }));
+    let mut stream = Stream::open(&cluster).await;
+    for first in (0..CALLS_IN_FLIGHT_MAX as u64).step_by(CALLS_PER_MESSAGE_MAX) {
+        stream.send((first..first + CALLS_PER_MESSAGE_MAX as u64).map(|id| (id, reads_row(&cluster, "row-000"))));
+    }
+    let cancel = Some(call::Call::Cancel(CancelCall {}));
+    stream.send([(10_001, writes_row(&cluster, 1)), (10_002, writes_row(&cluster, 2)), (10_001, cancel)]);
+    stream.answers(CALLS_IN_FLIGHT_MAX + 1).await;
+    let keys: Vec<u64> = cluster.lock().keys.iter().map(|key| key.sequence).collect();
+    assert_eq!(keys, [2]);
 }
